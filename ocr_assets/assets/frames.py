@@ -1,0 +1,49 @@
+"""The asset `frames`: the sampled frames of each shard."""
+
+import time
+
+import dagster as dg
+
+from ocr_assets.assets.videos import videos
+from ocr_assets.decoding import decode_shard
+from ocr_assets.metadata import frames_metadata
+from ocr_assets.partitions import SHARDS
+from ocr_assets.progress import reporter
+from ocr_assets.settings import Settings
+from resources.data_directory import DataDirectory
+from resources.worker_pool import worker_pool
+
+DECODE_POOL = "decode"
+
+
+@dg.asset(
+    partitions_def=SHARDS,
+    deps=[videos],
+    group_name="curation",
+    kinds={"python", "parquet"},
+    code_version="1",
+    pool=DECODE_POOL,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+)
+def frames(
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    data: dg.ResourceParam[DataDirectory],
+) -> dg.MaterializeResult:
+    """The frames that stand for each video, lossless, with where they come from."""
+    data.require_writable()
+    with worker_pool(settings.decode_process_count) as pool:
+        for shard in context.partition_keys:
+            started = time.perf_counter()
+            summary = decode_shard(
+                shard,
+                settings,
+                data,
+                pool=pool,
+                on_progress=reporter(context, "frames", shard),
+            )
+            seconds = time.perf_counter() - started
+            context.add_asset_metadata(
+                frames_metadata(summary, seconds, data.frames.path(shard)), partition_key=shard
+            )
+    return dg.MaterializeResult()

@@ -1,0 +1,38 @@
+"""The code location: assets with their resources. Loading it touches no disk, GPU or model."""
+
+import dagster as dg
+
+from ocr_assets.assets import ALL_ASSETS
+from ocr_assets.settings import Settings, load_settings
+from resources.data_directory import DataDirectory
+from resources.gpu import GpuResource
+
+
+def build_definitions(settings: Settings, *, keep_warm: bool = False) -> dg.Definitions:
+    """Builds the code location for some settings.
+
+    Args:
+        settings: Everything a person may decide.
+        keep_warm: Keep slot and detector between runs of this process.
+    """
+    return dg.Definitions(
+        assets=ALL_ASSETS,
+        resources={
+            "settings": settings,
+            "data": DataDirectory(settings.data_dir),
+            "gpu": GpuResource(
+                detector=settings.detector,
+                weights=str(settings.weights) if settings.weights else None,
+                device=settings.device,
+                max_slots=settings.max_slots,
+                reserve_mib=settings.reserve_mib,
+                keep_warm=keep_warm,
+            ),
+        },
+    )
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """The code location for the settings of this environment."""
+    return build_definitions(load_settings())

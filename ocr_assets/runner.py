@@ -1,0 +1,265 @@
+"""The whole pipeline in one command: no daemon, workers up to the allowed slots, every shard a run.
+
+Stages overlap: one worker decodes shard after shard, costliest first, and each decoded shard goes
+to the next free OCR worker. What is done already is not done again.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+
+import dagster as dg
+import pyarrow as pa
+
+from ocr_assets import progress
+from ocr_assets.decoding import has_current_frames
+from ocr_assets.definitions import build_definitions
+from ocr_assets.instance import (
+    fail_runs_of_dead_processes,
+    open_instance,
+    process_tags,
+    set_pool_limits,
+)
+from ocr_assets.progress import Listener
+from ocr_assets.scoring import Scorer
+from ocr_assets.settings import Settings
+from ocr_assets.worker_process import Worker
+from resources.data_directory import DataDirectory
+from resources.gpu import GpuResource
+from resources.vram import VramPlan
+
+POLL_SECONDS = 0.1
+"""How often progress is shown."""
+
+STOP_SECONDS = 15.0
+"""How long a worker may take to stop after Ctrl-C: a batch is not interrupted half-way."""
+
+TRIES_PER_SHARD = 2
+"""A shard whose worker died is given to one other; twice is the shard's own fault."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What is to be done.
+
+    Attributes:
+        devices: The slots, with their explanation.
+        to_decode: Shards without current frames, costliest first.
+        to_score: Shards without scores, costliest first.
+        segment_counts: Segments by shard, for the progress bars.
+        revived: Ids of runs that a dead process had left unfinished.
+    """
+
+    devices: VramPlan
+    to_decode: Sequence[str]
+    to_score: Sequence[str]
+    segment_counts: Mapping[str, int]
+    revived: Sequence[str]
+
+
+@dataclass
+class RunReport:
+    """How a run of the pipeline ended.
+
+    Attributes:
+        failures: What went wrong, by `asset shard`.
+        scored_shards: Shards scored by this run.
+    """
+
+    failures: dict[str, str] = field(default_factory=dict)
+    scored_shards: list[str] = field(default_factory=list)
+
+
+class InterruptedRunError(Exception):
+    """The user stopped the run; what was finished stays."""
+
+
+def run_pipeline(
+    settings: Settings,
+    *,
+    on_progress: Listener,
+    on_plan: Callable[[RunPlan], None],
+) -> RunReport:
+    """Runs discovery, frames, scores and dataset on the persistent instance.
+
+    Args:
+        settings: Everything a person may decide.
+        on_progress: Told how far each stage is.
+        on_plan: Told what is to be done once the sources were looked at.
+
+    Raises:
+        InterruptedRunError: On Ctrl-C, after the workers have stopped.
+        Exception: What `videos` or `filtered_dataset` raised.
+    """
+    data = DataDirectory(settings.data_dir)
+    data.require_writable()
+    with open_instance(settings) as instance:
+        revived = fail_runs_of_dead_processes(instance)
+        progress.listen(on_progress)
+        try:
+            _materialize(settings, instance, "videos")
+            plan = _plan(settings, data, instance, revived)
+            on_plan(plan)
+            report = RunReport()
+            if plan.to_score:
+                _Shards(settings, plan, report, on_progress).work()
+                fail_runs_of_dead_processes(instance)
+            _materialize(settings, instance, "filtered_dataset")
+        except dg.DagsterExecutionInterruptedError:
+            raise InterruptedRunError from None
+        finally:
+            progress.listen(None)
+    return report
+
+
+def _materialize(settings: Settings, instance: dg.DagsterInstance, asset: str) -> None:
+    job = build_definitions(settings).resolve_implicit_global_asset_job_def()
+    job.execute_in_process(
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        instance=instance,
+        asset_selection=[dg.AssetKey(asset)],
+        tags=process_tags(),
+    )
+
+
+def _plan(
+    settings: Settings, data: DataDirectory, instance: dg.DagsterInstance, revived: Sequence[str]
+) -> RunPlan:
+    gpu: GpuResource = build_definitions(settings).resources["gpu"]  # pyright: ignore
+    devices = gpu.plan()
+    set_pool_limits(instance, devices.slot_count)
+    scorer_id = Scorer(settings.sampler, gpu.spec()).scorer_id
+    shards = _shards_by_cost(data)
+    to_score = [shard for shard in shards if not data.score_files.has_scores(shard, scorer_id)]
+    return RunPlan(
+        devices=devices,
+        to_decode=[s for s in to_score if not has_current_frames(data, s, settings.sampler)],
+        to_score=to_score,
+        segment_counts=shards,
+        revived=revived,
+    )
+
+
+def _shards_by_cost(data: DataDirectory) -> dict[str, int]:
+    """Segments by shard, costliest shard first."""
+    totals = (
+        pa.TableGroupBy(data.catalog.segments(), "shard")
+        .aggregate([("cost_megapixels", "sum"), ("video_id", "count")])
+        .sort_by([("cost_megapixels_sum", "descending"), ("shard", "ascending")])
+    )
+    return dict(
+        zip(
+            totals.column("shard").to_pylist(),
+            totals.column("video_id_count").to_pylist(),
+            strict=True,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class _Task:
+    asset: str
+    shard: str
+    tries: int = 1
+
+
+class _Shards:
+    """Brings every pending shard through `frames` and `ocr_scores`."""
+
+    def __init__(
+        self, settings: Settings, plan: RunPlan, report: RunReport, on_progress: Listener
+    ) -> None:
+        self._settings = settings
+        self._report = report
+        self._on_progress = on_progress
+        self._order = {shard: rank for rank, shard in enumerate(plan.to_score)}
+        undecoded = set(plan.to_decode)
+        self._waiting = {
+            "frames": [_Task("frames", shard) for shard in plan.to_decode],
+            "ocr_scores": [
+                _Task("ocr_scores", shard) for shard in plan.to_score if shard not in undecoded
+            ],
+        }
+        self._places = {
+            "frames": min(1, len(plan.to_decode)),
+            "ocr_scores": min(plan.devices.slot_count, len(plan.to_score)),
+        }
+        self._idle: dict[str, list[Worker]] = {"frames": [], "ocr_scores": []}
+        self._busy: dict[Future[None], tuple[Worker, _Task]] = {}
+
+    def work(self) -> None:
+        """Works until nothing waits and nothing runs.
+
+        Raises:
+            InterruptedRunError: On Ctrl-C.
+        """
+        try:
+            while self._assign():
+                done, _ = wait(self._busy, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+                self._tell_progress()
+                for future in done:
+                    self._finish(future)
+        except KeyboardInterrupt:
+            self._stop()
+            raise InterruptedRunError from None
+        finally:
+            for worker in self._workers():
+                worker.close()
+
+    def _assign(self) -> bool:
+        for asset, tasks in self._waiting.items():
+            while tasks and self._places[asset]:
+                self._places[asset] -= 1
+                worker = self._idle[asset].pop() if self._idle[asset] else Worker(self._settings)
+                task = tasks.pop(0)
+                self._busy[worker.materialize(task.asset, task.shard)] = (worker, task)
+        return bool(self._busy)
+
+    def _finish(self, future: "Future[None]") -> None:
+        worker, task = self._busy.pop(future)
+        self._places[task.asset] += 1
+        error = future.exception()
+        if isinstance(error, BrokenProcessPool):
+            worker.close()
+            self._retry(task)
+            return
+        self._idle[task.asset].append(worker)
+        if error is not None:
+            first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            self._report.failures[f"{task.asset} {task.shard}"] = (
+                f"{type(error).__name__}: {first_line}"
+            )
+        elif task.asset == "frames":
+            ready = self._waiting["ocr_scores"]
+            ready.append(_Task("ocr_scores", task.shard))
+            ready.sort(key=lambda waiting: self._order[waiting.shard])
+        else:
+            self._report.scored_shards.append(task.shard)
+
+    def _retry(self, task: _Task) -> None:
+        if task.tries < TRIES_PER_SHARD:
+            self._waiting[task.asset].append(_Task(task.asset, task.shard, task.tries + 1))
+            return
+        self._report.failures[f"{task.asset} {task.shard}"] = (
+            f"its worker process died {task.tries} times; look at the system's log for"
+            " out-of-memory kills"
+        )
+
+    def _tell_progress(self) -> None:
+        for worker in self._workers():
+            for event in worker.events():
+                self._on_progress(event)
+
+    def _stop(self) -> None:
+        busy = list(self._busy)
+        for worker, _task in self._busy.values():
+            worker.interrupt()
+        wait(busy, timeout=STOP_SECONDS)
+        for future, (worker, _task) in self._busy.items():
+            if not future.done():
+                worker.kill()
+
+    def _workers(self) -> list[Worker]:
+        idle = [worker for workers in self._idle.values() for worker in workers]
+        return idle + [worker for worker, _task in self._busy.values()]

@@ -1,0 +1,70 @@
+"""Text detectors, by the name the settings use.
+
+Importing this package loads no model and no torch.
+"""
+
+from pathlib import Path
+
+from resources.detectors.base import DetectorSpec, TextDetector
+
+DETECTOR_NAMES = ("craft", "ppocr")
+
+
+def detector_spec(name: str) -> DetectorSpec:
+    """What the scores of the detector of that name are filed under. Loads no model.
+
+    Raises:
+        ValueError: If there is no detector of that name.
+    """
+    if name == "craft":
+        from resources.detectors.craft import craft_spec
+
+        return craft_spec()
+    if name == "ppocr":
+        from resources.detectors.ppocr import ppocr_spec
+
+        return ppocr_spec()
+    raise _unknown(name)
+
+
+def load_detector(
+    name: str, *, device: str, thread_count: int, weights: Path | None = None
+) -> TextDetector:
+    """Loads the detector of that name, with its default parameters.
+
+    Args:
+        name: One of `DETECTOR_NAMES`.
+        device: A torch device, `cpu` or `cuda:0`. `ppocr` runs on the CPU only.
+        thread_count: CPU threads for the network, at least 1. For `craft` this sets the number for
+            the whole process (`torch.set_num_threads`).
+        weights: The weights file, or the folder that holds it; if None it is looked for.
+
+    Raises:
+        ValueError: If there is no detector of that name, `thread_count` is below 1, or the
+            detector cannot run on `device`.
+        WeightsError: If the weights are missing or have another checksum.
+    """
+    if name not in DETECTOR_NAMES:
+        raise _unknown(name)
+    if thread_count < 1:
+        raise ValueError(f"thread_count must be at least 1, got {thread_count}")
+    if name == "craft":
+        import torch
+
+        from resources.detectors.craft import CraftDetector
+        from resources.detectors.weights import find_craft_weights
+
+        torch.set_num_threads(thread_count)
+        return CraftDetector(find_craft_weights(weights), device)
+    if device != "cpu":
+        raise ValueError(
+            f"detector 'ppocr' runs on device 'cpu' only, got {device!r}; use 'craft' on a GPU"
+        )
+    from resources.detectors.ppocr import PpOcrDetector
+    from resources.detectors.weights import find_ppocr_weights
+
+    return PpOcrDetector(find_ppocr_weights(weights), thread_count=thread_count)
+
+
+def _unknown(name: str) -> ValueError:
+    return ValueError(f"unknown detector {name!r}; allowed: {', '.join(DETECTOR_NAMES)}")

@@ -1,0 +1,291 @@
+"""Reading videos: probing them, and decoding the frames that a selector picks.
+
+decord first, PyAV behind it for what decord cannot open or would get wrong. Everything here may hang or crash on a
+hostile file, so it is called in worker processes (`worker_pool`). Which frames are wanted is the
+caller's business: a selector gets timestamps and answers with indices.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resources.frame_store import encode_png
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+FrameSelector = Callable[[NDArray[np.float64], NDArray[np.bool_]], NDArray[np.int64]]
+"""From the frames' timestamps in seconds (ascending) and keyframe flags to the wanted indices."""
+
+CHUNK_PX = 32_000_000
+"""Pixels decoded before frames are handed on: about 100 MB of RGB, whatever the frames' size."""
+
+
+class ReadFailure(StrEnum):
+    """Why a video cannot be read."""
+
+    NOT_A_VIDEO = "not_a_video"
+    NO_FRAMES = "no_frames"
+    DECODE_FAILED = "decode_failed"
+
+
+class VideoReadError(Exception):
+    """A video that cannot be read.
+
+    Attributes:
+        failure: Which kind.
+        detail: What the decoders said, on one line.
+    """
+
+    def __init__(self, failure: ReadFailure, detail: str) -> None:
+        super().__init__(failure, detail)
+        self.failure = failure
+        self.detail = " ".join(detail.split())
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+@dataclass(frozen=True)
+class VideoProbe:
+    """What a container says of its first video stream, checked by decoding one frame.
+
+    Attributes:
+        duration_seconds: Of the stream, or of the container where the stream states none.
+        fps: Average frame rate; 0.0 where unknown.
+        frame_count: Stated by the container, or counted.
+        width_px: As shown: rotation applied.
+        height_px: As shown.
+        codec: FFmpeg's name, e.g. `h264`.
+    """
+
+    duration_seconds: float
+    fps: float
+    frame_count: int
+    width_px: int
+    height_px: int
+    codec: str
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedFrame:
+    """One frame, encoded losslessly so that it is cheap to hand between processes.
+
+    Attributes:
+        png: The image as shown.
+        frame_index: From 0 in presentation order.
+        pts_seconds: When it is shown.
+        width_px: Width as shown.
+        height_px: Height as shown.
+    """
+
+    png: bytes
+    frame_index: int
+    pts_seconds: float
+    width_px: int
+    height_px: int
+
+
+@dataclass(frozen=True, eq=False)
+class FrameChunk:
+    """A stretch of the frames that were asked for.
+
+    Attributes:
+        frames: The frames from `first` on.
+        total_count: How many the selector picked in all.
+        decoder: Who decoded them, e.g. `decord 0.6.0`.
+    """
+
+    frames: Sequence[DecodedFrame]
+    total_count: int
+    decoder: str
+
+
+def probe_video(path: Path) -> VideoProbe:
+    """Probes a video.
+
+    Raises:
+        VideoReadError: If it is not a video, or has no frame that decodes.
+        OSError: If the file cannot be read.
+    """
+    import av
+
+    path.stat()  # The operating system's own error, before FFmpeg's words for it.
+    try:
+        with av.open(str(path)) as container:
+            stream = _video_stream(container, path)
+            first = next(container.decode(stream), None)
+            if first is None:
+                raise VideoReadError(ReadFailure.NO_FRAMES, "the video stream has no frames")
+            is_turned = first.rotation % 180 != 0
+            width_px, height_px = (first.height, first.width)[:: 1 if is_turned else -1]
+            return VideoProbe(
+                duration_seconds=_duration_seconds(container, stream),
+                fps=float(stream.average_rate or 0),
+                frame_count=stream.frames or _count_packets(path),
+                width_px=width_px,
+                height_px=height_px,
+                codec=stream.codec_context.name,
+            )
+    except av.FFmpegError as error:
+        raise VideoReadError(ReadFailure.NOT_A_VIDEO, f"FFmpeg: {error}") from None
+
+
+def read_frames(path: Path, select: FrameSelector, first: int) -> FrameChunk:
+    """Decodes the frames that a selector picks, from the `first`-th on, as many as `CHUNK_PX` holds.
+
+    Args:
+        path: The video.
+        select: Picks frame indices from timestamps.
+        first: How many of the picked frames to skip: those that earlier chunks gave.
+
+    Raises:
+        VideoReadError: If no decoder can give the frames; the detail says what each one said.
+    """
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            stream = _video_stream(container, path)
+            timeline = _timeline(container, stream)
+            picked = select(timeline.pts_seconds, timeline.is_keyframe)
+            frame_px = stream.codec_context.width * stream.codec_context.height
+            wanted = picked[first : first + max(1, CHUNK_PX // max(1, frame_px))]
+            try:
+                images, decoder = _decode_with_decord(path, timeline, wanted)
+            except VideoReadError as decord_error:
+                images, decoder = _decode_with_pyav(container, stream, timeline, wanted)
+                if len(images) != len(wanted):
+                    raise VideoReadError(
+                        ReadFailure.DECODE_FAILED,
+                        f"PyAV decoded {len(images)} of {len(wanted)} sampled frames;"
+                        f" decord: {decord_error}",
+                    ) from None
+    except av.FFmpegError as error:
+        raise VideoReadError(ReadFailure.DECODE_FAILED, f"FFmpeg: {error}") from None
+    frames = [
+        DecodedFrame(
+            png=encode_png(image),
+            frame_index=index,
+            pts_seconds=float(timeline.pts_seconds[index]),
+            width_px=image.shape[1],
+            height_px=image.shape[0],
+        )
+        for image, index in zip(images, wanted.tolist(), strict=True)
+    ]
+    return FrameChunk(frames, len(picked), decoder)
+
+
+@dataclass(frozen=True, eq=False)
+class _Timeline:
+    """The stream's frames in presentation order.
+
+    Attributes:
+        ticks: int64 (N,), timestamps in units of the stream's time base.
+        pts_seconds: float64 (N,), the same in seconds.
+        is_keyframe: bool (N,).
+    """
+
+    ticks: NDArray[np.int64]
+    pts_seconds: NDArray[np.float64]
+    is_keyframe: NDArray[np.bool_]
+
+
+def _timeline(container: "InputContainer", stream: "VideoStream") -> _Timeline:
+    packets = sorted(
+        (packet.pts, packet.is_keyframe)
+        for packet in container.demux(stream)
+        if packet.pts is not None
+    )
+    if not packets:
+        raise VideoReadError(ReadFailure.NO_FRAMES, "the video stream has no frames")
+    ticks = np.array([pts for pts, _ in packets], np.int64)
+    is_keyframe = np.array([is_key for _, is_key in packets], np.bool_)
+    return _Timeline(ticks, ticks * float(stream.time_base or 0), is_keyframe)
+
+
+def _decode_with_decord(
+    path: Path, timeline: _Timeline, wanted: NDArray[np.int64]
+) -> tuple[Sequence[NDArray[np.uint8]], str]:
+    """Decodes with decord, where its seeks can be trusted.
+
+    decord 0.6.0 numbers keyframes in decoding order. Where frames are shown before the keyframe
+    that they follow in the file (open groups of pictures: x265's default), its index is off and
+    `get_batch` silently gives neighbouring frames. So its index is compared with ours first.
+    """
+    try:
+        import decord
+    except ImportError as error:  # No wheel for this platform.
+        raise VideoReadError(ReadFailure.DECODE_FAILED, str(error)) from None
+
+    try:
+        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+        if reader.get_key_indices() != np.flatnonzero(timeline.is_keyframe).tolist():
+            raise VideoReadError(ReadFailure.DECODE_FAILED, "its index of keyframes is off")
+        images = reader.get_batch(wanted.tolist()).asnumpy() if len(wanted) else []
+    except (decord.DECORDError, RuntimeError) as error:
+        raise VideoReadError(ReadFailure.DECODE_FAILED, str(error).splitlines()[0]) from None
+    return images, f"decord {version('decord')}"
+
+
+def _decode_with_pyav(
+    container: "InputContainer",
+    stream: "VideoStream",
+    timeline: _Timeline,
+    wanted: NDArray[np.int64],
+) -> tuple[Sequence[NDArray[np.uint8]], str]:
+    """Decodes the wanted frames in order, seeking only where a keyframe lies in between."""
+    keyframes = np.flatnonzero(timeline.is_keyframe)
+    images: list[NDArray[np.uint8]] = []
+    frames: Iterator[Any] = iter(())
+    position = -1
+    for index in wanted.tolist():
+        before = keyframes[keyframes <= index]
+        start = int(before[-1]) if len(before) else 0
+        if start > position or position < 0:
+            container.seek(int(timeline.ticks[start]), stream=stream, backward=True)
+            frames = container.decode(stream)
+        for frame in frames:
+            if frame.pts is not None and frame.pts >= timeline.ticks[index]:
+                images.append(_upright(frame))
+                break
+        position = index
+    return images, f"PyAV {version('av')}"
+
+
+def _video_stream(container: "InputContainer", path: Path) -> "VideoStream":
+    # FFmpeg's choice, as players and decord choose; the first stream can be a thumbnail.
+    stream = container.streams.best("video")
+    if stream is None:
+        raise VideoReadError(ReadFailure.NOT_A_VIDEO, f"{path.name} holds no video stream")
+    return cast("VideoStream", stream)
+
+
+def _duration_seconds(container: "InputContainer", stream: "VideoStream") -> float:
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    microseconds_per_second = 1_000_000  # FFmpeg's AV_TIME_BASE
+    return (container.duration or 0) / microseconds_per_second
+
+
+def _count_packets(path: Path) -> int:
+    import av
+
+    with av.open(str(path)) as container:
+        stream = _video_stream(container, path)
+        return sum(1 for packet in container.demux(stream) if packet.pts is not None)
+
+
+def _upright(frame: "VideoFrame") -> NDArray[np.uint8]:
+    """Applies the rotation that the container asks players for; decord does so by itself."""
+    pixels = frame.to_ndarray(format="rgb24")
+    # FFmpeg states counter-clockwise degrees, as numpy's rot90 turns.
+    return np.ascontiguousarray(np.rot90(pixels, k=round(frame.rotation / 90) % 4))
