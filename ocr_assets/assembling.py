@@ -97,9 +97,7 @@ def assemble_dataset(data: DataDirectory, rule: SelectionRule, scorer_id: str) -
     data.score_store.merge(data.score_files)
     tables = list(data.catalog.samples())
     judge = _Judge(data, rule, scorer_id)
-    verdicts = [
-        [judge(paths) for paths in table.column(SAMPLE_PATHS).to_pylist()] for table in tables
-    ]
+    verdicts = [[judge(paths) for paths in _values(table, SAMPLE_PATHS)] for table in tables]
     written = [
         path
         for is_kept, name in ((True, "kept"), (False, "rejected"))
@@ -110,9 +108,7 @@ def assemble_dataset(data: DataDirectory, rule: SelectionRule, scorer_id: str) -
     return DatasetSummary(
         sample_count=len(flat),
         kept_count=sum(verdict.decision.is_kept for verdict in flat),
-        rejected_by_reason=Counter(
-            str(v.decision.reason) for v in flat if not v.decision.is_kept
-        ),
+        rejected_by_reason=Counter(str(v.decision.reason) for v in flat if not v.decision.is_kept),
         unscored_by_reason=Counter(
             reason for v in flat for reason in v.unscored_reasons if reason is not None
         ),
@@ -204,9 +200,7 @@ def _write_side(
     yield parquet
     with atomic_path(jsonl) as partial, partial.open("w", encoding="utf-8") as file:
         for table, of_side in sides:
-            for text, verdict in zip(
-                table.column(SAMPLE_JSON).to_pylist(), of_side, strict=True
-            ):
+            for text, verdict in zip(_values(table, SAMPLE_JSON), of_side, strict=True):
                 file.write(_json_line(json.loads(text), verdict) + "\n")
     yield jsonl
 
@@ -254,20 +248,23 @@ def _dataset_rows(
     scorer_id: str,
 ) -> pa.Table:
     flat = [verdict for of_table in verdicts for verdict in of_table]
-    paths = pa.chunked_array(
-        [chunk for table in tables for chunk in table.column(SAMPLE_PATHS).chunks],
-        pa.list_(pa.string()),
-    )
+    paths = [paths for table in tables for paths in _values(table, SAMPLE_PATHS)]
     return _with_columns(
-        pa.table({
-            "sample_index": pa.array(range(len(flat)), pa.int64()),
-            "video_paths": paths,
-            "metric": pa.array([rule.metric.value] * len(flat), pa.string()),
-            "is_kept": pa.array([v.decision.is_kept for v in flat], pa.bool_()),
-            "scorer_id": pa.array([scorer_id] * len(flat), pa.string()),
-        }),
+        pa.table(
+            {
+                "sample_index": pa.array(range(len(flat)), pa.int64()),
+                "video_paths": pa.array(paths, pa.list_(pa.string())),
+                "metric": pa.array([rule.metric.value] * len(flat), pa.string()),
+                "is_kept": pa.array([v.decision.is_kept for v in flat], pa.bool_()),
+                "scorer_id": pa.array([scorer_id] * len(flat), pa.string()),
+            }
+        ),
         flat,
     )
+
+
+def _values(table: pa.Table, name: str) -> list[Any]:
+    return table.column(name).to_pylist()
 
 
 def _rows(table: pa.Table) -> Iterator[Any]:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -153,7 +153,7 @@ def _chunks(
         done += len(chunk.frames)
         if done >= chunk.total_count:
             return
-        request = ChunkRequest(**vars(first.item) | {"first": done})
+        request = replace(first.item, first=done)
         chunk = next(pool.map(decode_chunk, [request], limit)).result()
 
 

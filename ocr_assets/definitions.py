@@ -20,15 +20,20 @@ def build_definitions(settings: Settings, *, keep_warm: bool = False) -> dg.Defi
         resources={
             "settings": settings,
             "data": DataDirectory(settings.data_dir),
-            "gpu": GpuResource(
-                detector=settings.detector,
-                weights=str(settings.weights) if settings.weights else None,
-                device=settings.device,
-                max_slots=settings.max_slots,
-                reserve_mib=settings.reserve_mib,
-                keep_warm=keep_warm,
-            ),
+            "gpu": build_gpu_resource(settings, keep_warm=keep_warm),
         },
+    )
+
+
+def build_gpu_resource(settings: Settings, *, keep_warm: bool = False) -> GpuResource:
+    """Builds the GPU resource for some settings."""
+    return GpuResource(
+        detector=settings.detector,
+        weights=str(settings.weights) if settings.weights else None,
+        device=settings.device,
+        max_slots=settings.max_slots,
+        reserve_mib=settings.reserve_mib,
+        keep_warm=keep_warm,
     )
 
 

@@ -78,7 +78,7 @@ def run_discovery(
     found = discover(
         paths,
         known_files=_file_records(data.catalog.files()),
-        known_video_ids=frozenset(known_videos.column("video_id").to_pylist()),
+        known_video_ids=frozenset(_strings(known_videos, "video_id")),
         inspect=_inspector(process_count, settings.decode_timeout_seconds, on_progress),
     )
     cut = {video.video_id: _cut(video, settings) for video in found.new_videos}
@@ -107,7 +107,7 @@ def run_discovery(
         new_video_count=len(videos),
         inspected_count=found.inspected_count,
         new_shards=sorted({segment.shard for segment in dealt}),
-        shards=sorted(pc.unique(all_segments.column("shard")).to_pylist()),
+        shards=sorted(set(_strings(all_segments, "shard"))),
     )
 
 
@@ -136,6 +136,10 @@ def _cut(video: VideoRecord, settings: Settings) -> list[Segment]:
     )
 
 
+def _strings(table: pa.Table, name: str) -> list[Any]:
+    return table.column(name).to_pylist()
+
+
 def _last_number(segments: pa.Table) -> int:
     last = pc.max(segments.column("shard")).as_py()
     return int(last[1:]) if last else 0
@@ -147,11 +151,13 @@ def _file_records(table: pa.Table) -> dict[str, FileRecord]:
 
 def _file_record(row: dict[str, Any]) -> FileRecord:
     reason = row["reason"]
-    return FileRecord(**{
-        **row,
-        "state": FileState(row["state"]),
-        "reason": UnscoredReason(reason) if reason else None,
-    })
+    return FileRecord(
+        **{
+            **row,
+            "state": FileState(row["state"]),
+            "reason": UnscoredReason(reason) if reason else None,
+        }
+    )
 
 
 def _to_table(records: Sequence[Any], schema: pa.Schema) -> pa.Table:

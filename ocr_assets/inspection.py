@@ -73,7 +73,9 @@ def inspect_file(path: str) -> Inspection:
         return _unreadable(record, reason_of(error), error.detail)
     after = file.stat()
     if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-        return _unreadable(record, UnscoredReason.FILE_CHANGED, "it was written to while we read it")
+        return _unreadable(
+            record, UnscoredReason.FILE_CHANGED, "it was written to while we read it"
+        )
     video = VideoRecord(
         video_id=video_id,
         size_bytes=before.st_size,

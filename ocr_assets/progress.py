@@ -53,6 +53,6 @@ def reporter(
             _listener(ProgressEvent(stage, shard, done, total))
         elif done == total or time.monotonic() - last_logged >= LOG_INTERVAL_SECONDS:
             last_logged = time.monotonic()
-            context.log.info(f"{stage} {shard}: {done} of {total}")
+            context.log.info("%s %s: %d of %d", stage, shard, done, total)
 
     return report

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from ocr_assets import progress
 from ocr_assets.decoding import has_current_frames
-from ocr_assets.definitions import build_definitions
+from ocr_assets.definitions import build_definitions, build_gpu_resource
 from ocr_assets.instance import (
     fail_runs_of_dead_processes,
     open_instance,
@@ -26,7 +26,6 @@ from ocr_assets.scoring import Scorer
 from ocr_assets.settings import Settings
 from ocr_assets.worker_process import Worker
 from resources.data_directory import DataDirectory
-from resources.gpu import GpuResource
 from resources.vram import VramPlan
 
 POLL_SECONDS = 0.1
@@ -126,7 +125,7 @@ def _materialize(settings: Settings, instance: dg.DagsterInstance, asset: str) -
 def _plan(
     settings: Settings, data: DataDirectory, instance: dg.DagsterInstance, revived: Sequence[str]
 ) -> RunPlan:
-    gpu: GpuResource = build_definitions(settings).resources["gpu"]  # pyright: ignore
+    gpu = build_gpu_resource(settings)
     devices = gpu.plan()
     set_pool_limits(instance, devices.slot_count)
     scorer_id = Scorer(settings.sampler, gpu.spec()).scorer_id
@@ -148,13 +147,7 @@ def _shards_by_cost(data: DataDirectory) -> dict[str, int]:
         .aggregate([("cost_megapixels", "sum"), ("video_id", "count")])
         .sort_by([("cost_megapixels_sum", "descending"), ("shard", "ascending")])
     )
-    return dict(
-        zip(
-            totals.column("shard").to_pylist(),
-            totals.column("video_id_count").to_pylist(),
-            strict=True,
-        )
-    )
+    return {row["shard"]: row["video_id_count"] for row in totals.to_pylist()}
 
 
 @dataclass(frozen=True)

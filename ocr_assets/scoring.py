@@ -176,10 +176,7 @@ def _detect(
         )
         summary.batch_sizes[len(frames)] += 1
     except _FRAME_ERRORS as error:
-        if len(frames) == 1:
-            found = [f"{type(error).__name__}: {error}"]
-        else:
-            found = []
+        found = [f"{type(error).__name__}: {error}"] if len(frames) == 1 else []
     summary.detect_seconds += time.perf_counter() - started
     if found:
         yield from found

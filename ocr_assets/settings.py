@@ -92,7 +92,7 @@ class Settings(BaseSettings):
         description="Memory per device that OCR never plans with, in MiB.",
     )
     batch_megapixels: float = Field(
-        default=2.0,
+        default=1.0,
         gt=0.0,
         le=1000.0,
         description="Pixels that one forward pass takes, in units of 10^6; at least one frame.",

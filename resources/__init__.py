@@ -1,1 +1,1 @@
-"""What the pipeline runs on: GPUs, detectors, decoders and stores. Nothing here imports `ocr_assets`."""
+"""What the pipeline runs on: GPUs, detectors, decoders, stores. Imports nothing of `ocr_assets`."""

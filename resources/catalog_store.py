@@ -9,40 +9,47 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from resources.atomic_files import write_table
 
-FILES_SCHEMA = pa.schema([
-    pa.field("path", pa.string(), nullable=False),
-    pa.field("size_bytes", pa.int64()),
-    pa.field("mtime_ns", pa.int64()),
-    pa.field("video_id", pa.string()),
-    pa.field("state", pa.string(), nullable=False),
-    pa.field("reason", pa.string()),
-    pa.field("detail", pa.string()),
-    pa.field("checked_at", pa.timestamp("us", tz="UTC"), nullable=False),
-])
-VIDEOS_SCHEMA = pa.schema([
-    pa.field("video_id", pa.string(), nullable=False),
-    pa.field("size_bytes", pa.int64(), nullable=False),
-    pa.field("duration_seconds", pa.float64(), nullable=False),
-    pa.field("fps", pa.float64(), nullable=False),
-    pa.field("frame_count", pa.int64(), nullable=False),
-    pa.field("width_px", pa.int32(), nullable=False),
-    pa.field("height_px", pa.int32(), nullable=False),
-    pa.field("codec", pa.string(), nullable=False),
-    pa.field("segment_count", pa.int32(), nullable=False),
-    pa.field("first_seen_at", pa.timestamp("us", tz="UTC"), nullable=False),
-])
-SEGMENTS_SCHEMA = pa.schema([
-    pa.field("shard", pa.string(), nullable=False),
-    pa.field("video_id", pa.string(), nullable=False),
-    pa.field("segment_index", pa.int32(), nullable=False),
-    pa.field("start_seconds", pa.float64(), nullable=False),
-    pa.field("end_seconds", pa.float64(), nullable=False),
-    pa.field("cost_megapixels", pa.float64(), nullable=False),
-])
+FILES_SCHEMA = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64()),
+        pa.field("mtime_ns", pa.int64()),
+        pa.field("video_id", pa.string()),
+        pa.field("state", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+        pa.field("checked_at", pa.timestamp("us", tz="UTC"), nullable=False),
+    ]
+)
+VIDEOS_SCHEMA = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("duration_seconds", pa.float64(), nullable=False),
+        pa.field("fps", pa.float64(), nullable=False),
+        pa.field("frame_count", pa.int64(), nullable=False),
+        pa.field("width_px", pa.int32(), nullable=False),
+        pa.field("height_px", pa.int32(), nullable=False),
+        pa.field("codec", pa.string(), nullable=False),
+        pa.field("segment_count", pa.int32(), nullable=False),
+        pa.field("first_seen_at", pa.timestamp("us", tz="UTC"), nullable=False),
+    ]
+)
+SEGMENTS_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("segment_index", pa.int32(), nullable=False),
+        pa.field("start_seconds", pa.float64(), nullable=False),
+        pa.field("end_seconds", pa.float64(), nullable=False),
+        pa.field("cost_megapixels", pa.float64(), nullable=False),
+    ]
+)
 
 
 class CatalogStore:
@@ -84,7 +91,7 @@ class CatalogStore:
 
     def segments(self, shard: str | None = None) -> pa.Table:
         """Segment rows (`SEGMENTS_SCHEMA`), of one shard or of all."""
-        filters = None if shard is None else [("shard", "=", shard)]
+        filters = None if shard is None else pc.field("shard") == shard
         return _read(self.segments_path, SEGMENTS_SCHEMA, filters)
 
     def write(
@@ -116,7 +123,7 @@ class CatalogStore:
         return sorted((self.directory / "samples").glob("source_*.parquet"))
 
 
-def _read(path: Path, schema: pa.Schema, filters: list[tuple[str, str, str]] | None = None) -> pa.Table:
+def _read(path: Path, schema: pa.Schema, filters: pc.Expression | None = None) -> pa.Table:
     if not path.exists():
         return schema.empty_table()
     return pq.read_table(path, filters=filters, schema=schema)

@@ -1,4 +1,4 @@
-"""The data directory: where each thing that the pipeline writes lies. No other place knows paths."""
+"""The data directory: where each thing that the pipeline writes lies. Nobody else knows paths."""
 
 from pathlib import Path
 

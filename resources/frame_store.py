@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -31,22 +31,26 @@ _HUGGINGFACE_FEATURES = {
     "height_px": {"dtype": "int32", "_type": "Value"},
     "decoder": {"dtype": "string", "_type": "Value"},
 }
-FRAMES_SCHEMA = pa.schema([
-    pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]), nullable=False),
-    pa.field("video_id", pa.string(), nullable=False),
-    pa.field("segment_index", pa.int32(), nullable=False),
-    pa.field("frame_index", pa.int64(), nullable=False),
-    pa.field("pts_seconds", pa.float64(), nullable=False),
-    pa.field("width_px", pa.int32(), nullable=False),
-    pa.field("height_px", pa.int32(), nullable=False),
-    pa.field("decoder", pa.string(), nullable=False),
-]).with_metadata({"huggingface": json.dumps({"info": {"features": _HUGGINGFACE_FEATURES}})})
+FRAMES_SCHEMA = pa.schema(
+    [
+        pa.field(
+            "image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]), nullable=False
+        ),
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("segment_index", pa.int32(), nullable=False),
+        pa.field("frame_index", pa.int64(), nullable=False),
+        pa.field("pts_seconds", pa.float64(), nullable=False),
+        pa.field("width_px", pa.int32(), nullable=False),
+        pa.field("height_px", pa.int32(), nullable=False),
+        pa.field("decoder", pa.string(), nullable=False),
+    ]
+).with_metadata({"huggingface": json.dumps({"info": {"features": _HUGGINGFACE_FEATURES}})})
 
 ROW_GROUP_BYTES = 32 << 20
 """Encoded images held back before a row group is written: what bounds a writer's memory, and what
 a reader must hold at least. 32 MiB is about 100 lossless frames of 640x360."""
 
-_PROVENANCE_KEY = b"ocr_assets.frames"
+_PROVENANCE_KEY = "ocr_assets.frames"
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +116,7 @@ class FrameStore:
         if not path.exists():
             return None
         metadata = pq.read_metadata(path).metadata or {}
-        return FramesProvenance(**json.loads(metadata[_PROVENANCE_KEY]))
+        return FramesProvenance(**json.loads(metadata[_PROVENANCE_KEY.encode()]))
 
     @contextmanager
     def writing(self, shard: str) -> Iterator["FramesWriter"]:
@@ -137,13 +141,12 @@ class FramesWriter:
             path,
             FRAMES_SCHEMA,
             # PNG is compressed already; compressing it again costs time and saves nothing.
-            compression={"image.bytes": "NONE"},
-            use_dictionary=["video_id", "decoder"],
+            compression="none",
         )
         self._rows: list[dict[str, Any]] = []
         self._held_bytes = 0
 
-    def __enter__(self) -> "FramesWriter":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:

@@ -199,5 +199,3 @@ def _torch_device(lease: Lease, need_mib: int) -> str:
     total_bytes = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, need_mib * 2**20 / total_bytes), 0)
     return "cuda:0"
-
-

@@ -15,33 +15,39 @@ from filelock import FileLock
 
 from resources.atomic_files import write_table
 
-_BOX = pa.struct([
-    # x1, y1, … x4, y4 in pixels, clockwise from the text's top left.
-    pa.field("points", pa.list_(pa.float32(), 8), nullable=False),
-    pa.field("confidence", pa.float32(), nullable=False),
-])
-_FRAME = pa.struct([
-    pa.field("frame_index", pa.int64(), nullable=False),
-    pa.field("pts_seconds", pa.float64(), nullable=False),
-    pa.field("width_px", pa.int32(), nullable=False),
-    pa.field("height_px", pa.int32(), nullable=False),
-    # Null where the frame has no score; then `reason` is set.
-    pa.field("text_area_ratio", pa.float64()),
-    pa.field("box_area_ratio", pa.float64()),
-    pa.field("boxes", pa.list_(_BOX), nullable=False),
-    pa.field("reason", pa.string()),
-    pa.field("detail", pa.string()),
-])
-SCORES_SCHEMA = pa.schema([
-    pa.field("scorer_id", pa.string(), nullable=False),
-    pa.field("shard", pa.string(), nullable=False),
-    pa.field("video_id", pa.string(), nullable=False),
-    pa.field("segment_index", pa.int32(), nullable=False),
-    pa.field("frames", pa.list_(_FRAME), nullable=False),
-    # Set where the segment as a whole could not be read; then it has no frames.
-    pa.field("reason", pa.string()),
-    pa.field("detail", pa.string()),
-])
+_BOX = pa.struct(
+    [
+        # x1, y1, … x4, y4 in pixels, clockwise from the text's top left.
+        pa.field("points", pa.list_(pa.float32(), 8), nullable=False),
+        pa.field("confidence", pa.float32(), nullable=False),
+    ]
+)
+_FRAME = pa.struct(
+    [
+        pa.field("frame_index", pa.int64(), nullable=False),
+        pa.field("pts_seconds", pa.float64(), nullable=False),
+        pa.field("width_px", pa.int32(), nullable=False),
+        pa.field("height_px", pa.int32(), nullable=False),
+        # Null where the frame has no score; then `reason` is set.
+        pa.field("text_area_ratio", pa.float64()),
+        pa.field("box_area_ratio", pa.float64()),
+        pa.field("boxes", pa.list_(_BOX), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+    ]
+)
+SCORES_SCHEMA = pa.schema(
+    [
+        pa.field("scorer_id", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("segment_index", pa.int32(), nullable=False),
+        pa.field("frames", pa.list_(_FRAME), nullable=False),
+        # Set where the segment as a whole could not be read; then it has no frames.
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+    ]
+)
 
 
 class ScoreFiles:
@@ -71,7 +77,7 @@ class ScoreFiles:
         path = self.path(shard)
         if not path.exists():
             return SCORES_SCHEMA.empty_table()
-        return pq.read_table(path, filters=[("scorer_id", "=", scorer_id)])
+        return pq.read_table(path, filters=pc.field("scorer_id") == scorer_id)
 
     def write(self, shard: str, scorer_id: str, rows: pa.Table) -> Path:
         """Replaces one scorer's rows in a shard's file and leaves the other scorers' alone."""

@@ -22,7 +22,6 @@ from filelock import FileLock, Timeout
 from resources.catalog_store import CatalogStore
 from resources.score_files import ScoreFiles
 
-
 SCHEMA_VERSION = 1
 """Raised whenever `schema.sql` changes."""
 

@@ -1,8 +1,8 @@
 """Reading videos: probing them, and decoding the frames that a selector picks.
 
-decord first, PyAV behind it for what decord cannot open or would get wrong. Everything here may hang or crash on a
-hostile file, so it is called in worker processes (`worker_pool`). Which frames are wanted is the
-caller's business: a selector gets timestamps and answers with indices.
+decord first, PyAV behind it for what decord cannot open or would get wrong. Everything here may
+hang or crash on a hostile file, so it is called in worker processes (`worker_pool`). Which frames
+are wanted is the caller's business: a selector gets timestamps and answers with indices.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -117,6 +117,7 @@ def probe_video(path: Path) -> VideoProbe:
         OSError: If the file cannot be read.
     """
     import av
+    from av.error import FFmpegError
 
     path.stat()  # The operating system's own error, before FFmpeg's words for it.
     try:
@@ -135,12 +136,12 @@ def probe_video(path: Path) -> VideoProbe:
                 height_px=height_px,
                 codec=stream.codec_context.name,
             )
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         raise VideoReadError(ReadFailure.NOT_A_VIDEO, f"FFmpeg: {error}") from None
 
 
 def read_frames(path: Path, select: FrameSelector, first: int) -> FrameChunk:
-    """Decodes the frames that a selector picks, from the `first`-th on, as many as `CHUNK_PX` holds.
+    """Decodes the frames that a selector picks, from the `first`-th on, up to `CHUNK_PX` pixels.
 
     Args:
         path: The video.
@@ -151,6 +152,7 @@ def read_frames(path: Path, select: FrameSelector, first: int) -> FrameChunk:
         VideoReadError: If no decoder can give the frames; the detail says what each one said.
     """
     import av
+    from av.error import FFmpegError
 
     try:
         with av.open(str(path)) as container:
@@ -169,7 +171,7 @@ def read_frames(path: Path, select: FrameSelector, first: int) -> FrameChunk:
                         f"PyAV decoded {len(images)} of {len(wanted)} sampled frames;"
                         f" decord: {decord_error}",
                     ) from None
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         raise VideoReadError(ReadFailure.DECODE_FAILED, f"FFmpeg: {error}") from None
     frames = [
         DecodedFrame(
@@ -209,7 +211,8 @@ def _timeline(container: "InputContainer", stream: "VideoStream") -> _Timeline:
         raise VideoReadError(ReadFailure.NO_FRAMES, "the video stream has no frames")
     ticks = np.array([pts for pts, _ in packets], np.int64)
     is_keyframe = np.array([is_key for _, is_key in packets], np.bool_)
-    return _Timeline(ticks, ticks * float(stream.time_base or 0), is_keyframe)
+    pts_seconds = np.asarray(ticks * float(stream.time_base or 0), np.float64)
+    return _Timeline(ticks, pts_seconds, is_keyframe)
 
 
 def _decode_with_decord(
@@ -288,4 +291,5 @@ def _upright(frame: "VideoFrame") -> NDArray[np.uint8]:
     """Applies the rotation that the container asks players for; decord does so by itself."""
     pixels = frame.to_ndarray(format="rgb24")
     # FFmpeg states counter-clockwise degrees, as numpy's rot90 turns.
-    return np.ascontiguousarray(np.rot90(pixels, k=round(frame.rotation / 90) % 4))
+    upright = np.rot90(pixels, k=round(frame.rotation / 90) % 4)
+    return np.ascontiguousarray(upright, dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""The asset `filtered_dataset`: the samples that pass the rule, and the others with their reason."""
+"""The asset `filtered_dataset`: the samples that pass the rule, the others with their reason."""
 
 import dagster as dg
 from pydantic import Field
@@ -28,9 +28,7 @@ class FilterConfig(dg.Config):
         return SelectionRule(**(vars(settings.rule) | changes))
 
 
-@dg.asset(
-    deps=[ocr_scores], group_name="curation", kinds={"parquet", "duckdb"}, code_version="1"
-)
+@dg.asset(deps=[ocr_scores], group_name="curation", kinds={"parquet", "duckdb"}, code_version="1")
 def filtered_dataset(
     config: FilterConfig,
     settings: dg.ResourceParam[Settings],

@@ -56,6 +56,6 @@ def _merge(context: dg.AssetExecutionContext, data: DataDirectory, scorer: Score
         data.score_store.register_scorer(scorer.row())
         data.score_store.merge(data.score_files)
     except StoreBusyError as error:
-        context.log.warning(f"scores are safe, DuckDB will show them later: {error}")
+        context.log.warning("scores are safe, DuckDB will show them later: %s", error)
         return f"pending: {error}"
     return None

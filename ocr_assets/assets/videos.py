@@ -43,5 +43,5 @@ def videos(
     try:
         data.score_store.refresh_catalog(data.catalog)
     except StoreBusyError as error:
-        context.log.warning(f"DuckDB will show this discovery later: {error}")
+        context.log.warning("DuckDB will show this discovery later: %s", error)
     return dg.MaterializeResult(metadata=discovery_metadata(summary, data.catalog.directory))

@@ -9,10 +9,14 @@ class Sized2D(Protocol):
     """Anything with a height and a width."""
 
     @property
-    def height_px(self) -> int: ...
+    def height_px(self) -> int:
+        """Height in pixels."""
+        ...
 
     @property
-    def width_px(self) -> int: ...
+    def width_px(self) -> int:
+        """Width in pixels."""
+        ...
 
 
 FrameT = TypeVar("FrameT", bound=Sized2D)

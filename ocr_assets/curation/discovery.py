@@ -88,12 +88,14 @@ class Inspection:
 Inspector = Callable[[Sequence[str]], Iterable[Inspection]]
 
 # These lie outside the file, so an unchanged file deserves another try.
-_TRANSIENT = frozenset({
-    UnscoredReason.FILE_UNREADABLE,
-    UnscoredReason.FILE_CHANGED,
-    UnscoredReason.DECODE_TIMED_OUT,
-    UnscoredReason.DECODER_CRASHED,
-})
+_TRANSIENT = frozenset(
+    {
+        UnscoredReason.FILE_UNREADABLE,
+        UnscoredReason.FILE_CHANGED,
+        UnscoredReason.DECODE_TIMED_OUT,
+        UnscoredReason.DECODER_CRASHED,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,7 @@ def _left_out(records: Iterable[FileRecord]) -> Iterator[tuple[str, FileRecord]]
             yield record.path, record
         else:
             # Size, time and content stay on record: should the file come back, it is not hashed.
-            yield record.path, replace(
-                record, state=FileState.MISSING, checked_at=stamped.checked_at
+            yield (
+                record.path,
+                replace(record, state=FileState.MISSING, checked_at=stamped.checked_at),
             )

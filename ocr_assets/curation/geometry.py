@@ -1,10 +1,13 @@
 """Geometry: how much of a frame its text boxes cover."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from shapely.geometry.base import BaseGeometry
 
 Points = NDArray[np.floating[Any]]
 
@@ -24,11 +27,11 @@ def text_area_ratio(points: Points, *, width_px: int, height_px: int) -> float:
     if len(points) == 0:
         return 0.0
     polygons = shapely.make_valid(shapely.polygons(points.astype(np.float64)))
-    covered = shapely.intersection(
+    covered: BaseGeometry = shapely.intersection(
         shapely.union_all(polygons), shapely.box(0, 0, width_px, height_px)
     )
     # The union's vertices are rounded to doubles, so a fully covered frame can end an ulp above 1.
-    return min(1.0, float(shapely.area(covered)) / (width_px * height_px))
+    return min(1.0, covered.area / (width_px * height_px))
 
 
 def box_area_ratio(points: Points, *, width_px: int, height_px: int) -> float:

@@ -47,8 +47,11 @@ def read_manifest(path: Path) -> pa.Table:
     """
     readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet, ".csv": _read_csv}
     table = readers[path.suffix.lower()](path)
-    clashing = [name for name in (*OUTPUT_COLUMNS, SAMPLE_PATHS, SAMPLE_JSON)
-                if table.column_names.count(name) > (name in {SAMPLE_PATHS, SAMPLE_JSON})]
+    clashing = [
+        name
+        for name in (*OUTPUT_COLUMNS, SAMPLE_PATHS, SAMPLE_JSON)
+        if table.column_names.count(name) > (name in {SAMPLE_PATHS, SAMPLE_JSON})
+    ]
     if clashing:
         raise ManifestError(
             f"{path} has a column {clashing[0]!r}, which the filtered dataset adds itself; rename"
@@ -157,6 +160,7 @@ def _absolute(videos: Any, manifest: Path, where: str) -> list[str]:
         return []  # Data-Juicer lets a sample have no video.
     if not isinstance(videos, list) or not all(isinstance(v, str) and v for v in videos):
         raise ManifestError(
-            f"{where}: {VIDEOS_KEY!r} must be a list of paths, got {json.dumps(videos, default=str)}"
+            f"{where}: {VIDEOS_KEY!r} must be a list of paths,"
+            f" got {json.dumps(videos, default=str)}"
         )
     return [os.path.abspath(manifest.parent / video) for video in videos]  # noqa: PTH100 keeps links

@@ -62,6 +62,7 @@ class Uniform:
         return f"uniform({self.n})"
 
     def select(self, timeline: Timeline) -> NDArray[np.int64]:
+        """Gives the frames at the rule's times."""
         count = min(self.n, len(timeline.pts_seconds))
         if count == 0:
             return np.zeros(0, np.int64)
@@ -69,6 +70,7 @@ class Uniform:
         return _first_at_or_after(timeline, share * timeline.duration_seconds)
 
     def expected_count(self, duration_seconds: float, frame_count: int) -> float:  # noqa: ARG002
+        """n, or all frames where there are fewer."""
         return min(self.n, frame_count)
 
 
@@ -82,26 +84,30 @@ class Every:
         return f"every({self.seconds:g})"
 
     def select(self, timeline: Timeline) -> NDArray[np.int64]:
+        """Gives the frames at the rule's times."""
         if len(timeline.pts_seconds) == 0:
             return np.zeros(0, np.int64)
         count = max(1, math.ceil(timeline.duration_seconds / self.seconds))
-        return _first_at_or_after(timeline, np.arange(count) * self.seconds)
+        return _first_at_or_after(timeline, np.arange(count, dtype=np.float64) * self.seconds)
 
     def expected_count(self, duration_seconds: float, frame_count: int) -> float:
+        """One per interval."""
         return min(max(1.0, duration_seconds / self.seconds), frame_count)
 
 
 @dataclass(frozen=True)
 class Keyframes:
-    """Every frame that decodes on its own: cheap to reach, and where encoders see a scene change."""
+    """Every frame that decodes on its own: cheap to reach, and where an encoder saw a new scene."""
 
     def __str__(self) -> str:
         return "keyframes"
 
     def select(self, timeline: Timeline) -> NDArray[np.int64]:
+        """Gives the keyframes."""
         return np.flatnonzero(timeline.is_keyframe).astype(np.int64)
 
     def expected_count(self, duration_seconds: float, frame_count: int) -> float:
+        """One per five seconds."""
         # x264 and x265 place a keyframe at least every 250 frames by default (their `keyint`) and
         # about every 2 to 10 s in practice; only sharding rests on this.
         return min(max(1.0, duration_seconds / 5.0), frame_count)

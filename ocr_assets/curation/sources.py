@@ -15,10 +15,12 @@ from ocr_assets.curation.manifest import (
     samples_table,
 )
 
-VIDEO_SUFFIXES = frozenset(
-    ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv"
-    .split()
-)
+# fmt: off
+VIDEO_SUFFIXES = frozenset({
+    ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
+    ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv",
+})
+# fmt: on
 """Containers looked for in folders and globs. A file named outright may have any name."""
 
 LIST_SUFFIX = ".txt"
@@ -62,12 +64,14 @@ def list_sources(sources: Sequence[str]) -> list[pa.Table]:
 
 def video_paths(samples: Iterable[pa.Table]) -> list[str]:
     """Every distinct path that the samples name, sorted."""
-    return sorted({
-        path
-        for table in samples
-        for paths in table.column(SAMPLE_PATHS).to_pylist()
-        for path in paths
-    })
+    return sorted(
+        {
+            path
+            for table in samples
+            for paths in table.column(SAMPLE_PATHS).to_pylist()
+            for path in paths or ()
+        }
+    )
 
 
 def _list_source(source: str) -> pa.Table:
@@ -82,8 +86,11 @@ def _list_source(source: str) -> pa.Table:
         found = _read_list(path) if suffix == LIST_SUFFIX else [str(path)]
         what = f"list {source} names no path"
     elif glob.has_magic(source):
-        found = [video for match in sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
-                 for video in _videos_at(Path(match))]
+        found = [
+            video
+            for match in sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
+            for video in _videos_at(Path(match))
+        ]
         what = f"glob {source} matches no video"
     else:
         raise SourceError(f"source {source} does not exist; expected {_ACCEPTED}")
@@ -118,7 +125,7 @@ def _walk(directory: Path) -> Iterator[str]:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
             path = Path(folder, name)
-            # Names with a leading dot are other programs' (macOS writes ._clip.mp4 beside clip.mp4).
+            # Names with a leading dot are other programs' (macOS puts ._clip.mp4 by clip.mp4).
             if path.suffix.lower() in VIDEO_SUFFIXES and name[0] != "." and path.is_file():
                 yield str(path)
 

@@ -34,7 +34,7 @@ class TextBoxes:
     confidence: NDArray[np.float32]
 
     def __post_init__(self) -> None:
-        if self.points.ndim != 3 or self.points.shape[1:] != (4, 2):
+        if self.points.shape != (len(self.points), 4, 2):
             raise ValueError(f"points must be (N, 4, 2), got {self.points.shape = }")
         if self.confidence.shape != self.points.shape[:1]:
             raise ValueError(
@@ -62,13 +62,13 @@ class DetectorSpec:
 
     name: str
     weights_sha256: str
-    parameters: Mapping[str, float | int | str] = field(default_factory=dict[str, float | int | str])
+    parameters: Mapping[str, float | int | str] = field(
+        default_factory=dict[str, float | int | str]
+    )
 
     def digest(self) -> str:
         """SHA-256 over all of it, 64 hex digits: equal digests give equal boxes."""
-        text = json.dumps(
-            [self.name, self.weights_sha256, dict(self.parameters)], sort_keys=True
-        )
+        text = json.dumps([self.name, self.weights_sha256, dict(self.parameters)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,0 +1,60 @@
+# Every command that people run. `make demo` and `make test` work on a fresh clone.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Compiling 40,000 modules ahead takes longer than the demo needs to import the few it uses.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+DATA ?= data
+
+.PHONY: help install demo test test-slow check format dev clean constraints
+
+help:  ## Show what there is.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed  ## Install into .venv what running needs.
+
+demo: install  ## Make a small corpus with known text, run the pipeline on it, compare.
+	@$(BIN)/ocr-assets demo
+
+test: $(VENV)/.installed-dev  ## Run the tests, with coverage.
+	$(BIN)/python -m pytest --cov --cov-report=term -m "not slow"
+
+test-slow: $(VENV)/.installed-dev  ## Run the tests that take minutes.
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.installed-dev  ## Check format, lint and types.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: $(VENV)/.installed-dev  ## Format, and mend what the linter can mend.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+dev: install  ## Start Dagster's UI and daemon on localhost:3000. DATA=dir: on another data directory.
+ifeq ($(DATA),data)
+	$(BIN)/dagster dev
+else
+	DAGSTER_HOME=$(abspath $(DATA))/dagster OCR_ASSETS_DATA_DIR=$(abspath $(DATA)) $(BIN)/dagster dev
+endif
+
+constraints: $(VENV)/.installed-dev  ## Write the installed versions to constraints.txt.
+	{ echo "# The exact set that the tests ran with. Written by \`make constraints\`."; \
+	  $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | sort -f; } > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+
+clean:  ## Remove the virtual environment and the demo; not your data.
+	rm -rf $(VENV) demo
+
+$(BIN)/python:
+	python3 -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing into $(VENV); the first time this takes a minute or two."
+	@$(PIP_INSTALL) -e '.[weights]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing the tools for tests and checks."
+	@$(PIP_INSTALL) -e '.[weights,dev]'
+	@touch $@

@@ -1,0 +1,260 @@
+"""The command line: `ocr-assets`. Each command here reads its arguments and calls one function."""
+
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from ocr_assets.assembling import CatalogMissingError
+from ocr_assets.console import bar, console, stage_bars, table, tell_error
+from ocr_assets.curation.manifest import ManifestError
+from ocr_assets.curation.sampling import SamplerError
+from ocr_assets.curation.selection import Metric, RuleError, UnscoredPolicy, UnscoredSamplesError
+from ocr_assets.curation.sources import SourceError
+from ocr_assets.instance import DagsterHomeError
+from ocr_assets.results import (
+    NoResultsError,
+    SampleRow,
+    histogram,
+    sample_rows,
+    top_videos,
+    yield_curve,
+)
+from ocr_assets.runner import InterruptedRunError, RunReport, run_pipeline
+from ocr_assets.scoring import Scorer
+from ocr_assets.settings import Settings, SettingsError, load_settings
+from resources.data_directory import DataDirectory, DataDirectoryError
+from resources.detectors import detector_spec
+from resources.detectors.base import WeightsError
+from resources.gpu import NoDeviceError
+from resources.score_store import SchemaVersionError, StoreBusyError
+
+USER_ERRORS = (
+    CatalogMissingError,
+    DagsterHomeError,
+    DataDirectoryError,
+    ManifestError,
+    NoDeviceError,
+    NoResultsError,
+    RuleError,
+    SamplerError,
+    SchemaVersionError,
+    SettingsError,
+    SourceError,
+    StoreBusyError,
+    UnscoredSamplesError,
+    WeightsError,
+)
+"""What a person can mend: told on one line, without a traceback."""
+
+EXIT_FAILED = 1
+EXIT_WRONG_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Finds the videos with too much text on screen, and writes the dataset without them.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", metavar="DIR", help="Data directory. [default: data, or OCR_ASSETS_DATA_DIR]"
+    ),
+]
+
+
+@app.command()
+def run(
+    source: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SOURCE]...",
+            help="Folder, glob (quoted), video file, .txt list of paths, or manifest (.jsonl or"
+            " .parquet as Data-Juicer's, .csv). Several may be given.",
+        ),
+    ] = None,
+    out: Out = None,
+    max_ratio: Annotated[
+        float | None, typer.Option(help="Keep videos up to this ratio. [default: 0.07]")
+    ] = None,
+    min_ratio: Annotated[
+        float | None, typer.Option(help="Keep videos from this ratio on. [default: 0]")
+    ] = None,
+    metric: Annotated[
+        Metric | None, typer.Option(help="What is compared. [default: text_area_ratio_mean]")
+    ] = None,
+    unscored: Annotated[
+        UnscoredPolicy | None,
+        typer.Option(help="What happens to samples that cannot be judged. [default: drop]"),
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="uniform(n), every(seconds) or keyframes. [default: uniform(3)]"),
+    ] = None,
+    detector: Annotated[
+        str | None, typer.Option(help="craft (EasyOCR) or ppocr (PP-OCR). [default: craft]")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cuda or cpu. [default: auto]")] = None,
+    max_slots: Annotated[
+        int | None, typer.Option(help="At most so many OCR processes. [default: what fits]")
+    ] = None,
+) -> None:
+    """Scores the videos of SOURCE and writes the filtered dataset. Needs no daemon and no server.
+
+    Run it again to go on where it stopped: what is scored is not scored again, a changed threshold
+    costs seconds, and Ctrl-C loses at most the shards at work.
+
+    Settings that are not given come from the environment (OCR_ASSETS_…), .env or ocr_assets.toml.
+
+    Exit code: 0 done (unscored videos are in the table, with their reasons); 1 some shards failed;
+    2 wrong input or settings; 130 stopped by Ctrl-C.
+    """
+    with _errors_on_one_line():
+        settings = load_settings(
+            source=tuple(source) if source else None,
+            data_dir=out,
+            max_ratio=max_ratio,
+            min_ratio=min_ratio,
+            metric=metric,
+            unscored=unscored,
+            sampler=sampler,
+            detector=detector,
+            device=device,
+            max_slots=max_slots,
+        )
+        report = _run(settings)
+        _show_summary(settings, report)
+    raise typer.Exit(EXIT_FAILED if report.failures else 0)
+
+
+@app.command()
+def scores(
+    out: Out = None,
+    top: Annotated[int, typer.Option(min=1, help="How many videos to list.")] = 20,
+) -> None:
+    """Shows the videos with most text, the histogram of ratios, and the yield at each threshold."""
+    with _errors_on_one_line():
+        settings = load_settings(data_dir=out)
+        data = DataDirectory(settings.data_dir)
+        scorer_id = Scorer(settings.sampler, detector_spec(settings.detector)).scorer_id
+        counts = histogram(data, scorer_id)
+        most = max(count for _, count in counts)
+        console.print(
+            table(
+                "Most text",
+                ("video", "mean", "max", "frames with text", "sum of boxes", "frames"),
+                (tuple(row.values()) for row in top_videos(data, scorer_id, top)),
+            ),
+            table(
+                "Mean text-area ratio",
+                ("interval", "videos", ""),
+                ((name, count, bar(count / most)) for name, count in counts),
+            ),
+            table(
+                "Yield: what each max_ratio would keep",
+                ("max_ratio", "videos kept", "share", ""),
+                (
+                    (f"{edge:g}", kept, f"{share:.1%}", bar(share))
+                    for edge, kept, share in yield_curve(data, scorer_id)
+                ),
+            ),
+        )
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Where the demo lies.")
+    ] = Path("demo"),
+) -> None:
+    """Makes a small corpus of videos with known text, runs the pipeline on it, compares."""
+    from ocr_assets.demo import demo_settings, prepare_corpus, show_comparison
+
+    with _errors_on_one_line():
+        settings = demo_settings(out)
+        clips = prepare_corpus(out)
+        report = _run(settings)
+        is_as_intended = show_comparison(settings, clips)
+        _show_places(settings)
+        for work, why in report.failures.items():
+            tell_error(f"{work}: {why}")
+    raise typer.Exit(0 if is_as_intended and not report.failures else EXIT_FAILED)
+
+
+def main() -> None:
+    """Entry point: quiet about what other libraries say of themselves."""
+    logging.getLogger("dagster").setLevel(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    app()
+
+
+def _run(settings: Settings) -> RunReport:
+    started = time.monotonic()
+    with stage_bars() as bars:
+        report = run_pipeline(settings, on_progress=bars.on_progress, on_plan=bars.on_plan)
+    if not report.scored_shards:
+        console.print("Nothing to compute: every shard has its scores.")
+    console.print(f"Done in {time.monotonic() - started:.1f} s.", style="dim")
+    return report
+
+
+LISTED_SAMPLES = 50
+"""Longer tables are left to `ocr-assets scores` and to DuckDB."""
+
+
+def _show_summary(settings: Settings, report: RunReport) -> None:
+    rows = sample_rows(DataDirectory(settings.data_dir))
+    if len(rows) <= LISTED_SAMPLES:
+        console.print(
+            table("Samples", ("video", settings.metric.value, "", "why"), map(_sample_cells, rows))
+        )
+    reasons: dict[str, int] = {}
+    for row in rows:
+        if not row.is_kept:
+            reasons[str(row.reason)] = reasons.get(str(row.reason), 0) + 1
+    kept = sum(row.is_kept for row in rows)
+    console.print(Text(f"{kept} of {len(rows)} samples kept", style="bold"))
+    for reason, count in sorted(reasons.items()):
+        console.print(f"  {count} dropped: {reason}")
+    for work, why in report.failures.items():
+        tell_error(f"{work}: {why}")
+    _show_places(settings)
+
+
+def _sample_cells(row: SampleRow) -> tuple[str, str, str, str | None]:
+    values = ", ".join("-" if value is None else f"{value:.4f}" for value in row.metric_values)
+    names = ", ".join(Path(path).name for path in row.video_paths)
+    return names, values, "kept" if row.is_kept else "dropped", row.reason
+
+
+def _show_places(settings: Settings) -> None:
+    data = DataDirectory(settings.data_dir)
+    console.print(f"Dataset   {data.dataset}", soft_wrap=True)
+    console.print(f"Scores    {data.score_store.path}", soft_wrap=True)
+    home = settings.dagster_home.absolute()
+    console.print(
+        f"In the UI DAGSTER_HOME={home} OCR_ASSETS_DATA_DIR={data.path} dagster dev",
+        soft_wrap=True,
+    )
+
+
+@contextmanager
+def _errors_on_one_line() -> Iterator[None]:
+    try:
+        yield
+    except USER_ERRORS as error:
+        tell_error(" ".join(str(error).split()))
+        raise typer.Exit(EXIT_WRONG_INPUT) from None
+    except InterruptedRunError:
+        tell_error("stopped; run the same command again to go on")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
