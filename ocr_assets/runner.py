@@ -13,6 +13,7 @@ import dagster as dg
 import pyarrow as pa
 
 from ocr_assets import progress
+from ocr_assets.curation.sources import list_sources
 from ocr_assets.decoding import has_current_frames
 from ocr_assets.definitions import build_definitions, build_gpu_resource
 from ocr_assets.instance import (
@@ -26,6 +27,7 @@ from ocr_assets.scoring import Scorer
 from ocr_assets.settings import Settings
 from ocr_assets.worker_process import Worker
 from resources.data_directory import DataDirectory
+from resources.detectors import require_weights
 from resources.vram import VramPlan
 
 POLL_SECONDS = 0.1
@@ -93,6 +95,8 @@ def run_pipeline(
     """
     data = DataDirectory(settings.data_dir)
     data.require_writable()
+    list_sources(settings.source)
+    require_weights(settings.detector, settings.weights)
     with open_instance(settings) as instance:
         revived = fail_runs_of_dead_processes(instance)
         progress.listen(on_progress)

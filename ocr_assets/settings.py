@@ -193,10 +193,22 @@ def load_settings(**overrides: Any) -> Settings:
     Raises:
         SettingsError: If a value is not allowed or a key is unknown; one line that names it.
     """
+    unknown = sorted(
+        name
+        for name in os.environ
+        if name.startswith(ENV_PREFIX)
+        and name.removeprefix(ENV_PREFIX).lower() not in Settings.model_fields
+    )
+    if unknown:
+        raise SettingsError(f"environment variable {unknown[0]} is not known; {_known()}")
     try:
         return Settings(**{key: value for key, value in overrides.items() if value is not None})
     except ValidationError as error:
         raise SettingsError("; ".join(_in_words(item) for item in error.errors())) from None
+
+
+def _known() -> str:
+    return f"the settings are: {', '.join(sorted(Settings.model_fields))}"
 
 
 def _in_words(item: Any) -> str:
@@ -205,8 +217,7 @@ def _in_words(item: Any) -> str:
         return message
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        known = ", ".join(sorted(Settings.model_fields))
-        return f"setting {key} is not known; the settings are: {known}"
+        return f"setting {key} is not known; {_known()}"
     return (
         f"setting {key} (environment variable {ENV_PREFIX}{key.upper()}): {message},"
         f" got {item['input']!r}"

@@ -4,9 +4,10 @@ import time
 
 import dagster as dg
 
+from ocr_assets.assets.shards import materialize_shards
 from ocr_assets.assets.videos import videos
 from ocr_assets.decoding import decode_shard
-from ocr_assets.metadata import frames_metadata
+from ocr_assets.metadata import Metadata, frames_metadata
 from ocr_assets.partitions import SHARDS
 from ocr_assets.progress import reporter
 from ocr_assets.settings import Settings
@@ -33,17 +34,11 @@ def frames(
     """The frames that stand for each video, lossless, with where they come from."""
     data.require_writable()
     with worker_pool(settings.decode_process_count) as pool:
-        for shard in context.partition_keys:
+
+        def decode(shard: str) -> Metadata:
             started = time.perf_counter()
-            summary = decode_shard(
-                shard,
-                settings,
-                data,
-                pool=pool,
-                on_progress=reporter(context, "frames", shard),
-            )
-            seconds = time.perf_counter() - started
-            context.add_asset_metadata(
-                frames_metadata(summary, seconds, data.frames.path(shard)), partition_key=shard
-            )
-    return dg.MaterializeResult()
+            report = reporter(context, "frames", shard)
+            summary = decode_shard(shard, settings, data, pool=pool, on_progress=report)
+            return frames_metadata(summary, time.perf_counter() - started, data.frames.path(shard))
+
+        return materialize_shards(context, decode)

@@ -3,7 +3,8 @@
 import dagster as dg
 
 from ocr_assets.assets.frames import frames
-from ocr_assets.metadata import scores_metadata
+from ocr_assets.assets.shards import materialize_shards
+from ocr_assets.metadata import Metadata, scores_metadata
 from ocr_assets.partitions import SHARDS
 from ocr_assets.progress import reporter
 from ocr_assets.scoring import Scorer, score_shard
@@ -33,7 +34,8 @@ def ocr_scores(
     """Text boxes and text-area ratios of each frame, by a detector on one leased device."""
     data.require_writable()
     with gpu.worker(context.log.info) as worker:
-        for shard in context.partition_keys:
+
+        def score(shard: str) -> Metadata:
             scorer, summary = score_shard(
                 shard,
                 data,
@@ -42,13 +44,10 @@ def ocr_scores(
                 on_progress=reporter(context, "ocr_scores", shard),
             )
             pending = _merge(context, data, scorer)
-            context.add_asset_metadata(
-                scores_metadata(
-                    scorer, summary, worker.lease, data.score_files.path(shard), pending
-                ),
-                partition_key=shard,
-            )
-    return dg.MaterializeResult()
+            path = data.score_files.path(shard)
+            return scores_metadata(scorer, summary, worker.lease, path, pending)
+
+        return materialize_shards(context, score)
 
 
 def _merge(context: dg.AssetExecutionContext, data: DataDirectory, scorer: Scorer) -> str | None:

@@ -88,7 +88,7 @@ def _read_jsonl(path: Path) -> pa.Table:
                 continue
             where = f"{path} line {number}"
             try:
-                sample = json.loads(line)
+                sample = json.loads(line.rstrip())
             except json.JSONDecodeError as error:
                 raise ManifestError(
                     f"{where} is not JSON ({error.msg} at column {error.colno}); every line must"

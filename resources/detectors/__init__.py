@@ -52,18 +52,32 @@ def load_detector(
         import torch
 
         from resources.detectors.craft import CraftDetector
-        from resources.detectors.weights import find_craft_weights
 
         torch.set_num_threads(thread_count)
-        return CraftDetector(find_craft_weights(weights), device)
+        return CraftDetector(require_weights(name, weights), device)
     if device != "cpu":
         raise ValueError(
             f"detector 'ppocr' runs on device 'cpu' only, got {device!r}; use 'craft' on a GPU"
         )
     from resources.detectors.ppocr import PpOcrDetector
-    from resources.detectors.weights import find_ppocr_weights
 
-    return PpOcrDetector(find_ppocr_weights(weights), thread_count=thread_count)
+    return PpOcrDetector(require_weights(name, weights), thread_count=thread_count)
+
+
+def require_weights(name: str, weights: Path | None = None) -> Path:
+    """Finds and verifies a detector's weights without loading them.
+
+    Raises:
+        ValueError: If there is no detector of that name.
+        WeightsError: If the weights are missing or have another checksum.
+    """
+    from resources.detectors.weights import find_craft_weights, find_ppocr_weights
+
+    if name == "craft":
+        return find_craft_weights(weights)
+    if name == "ppocr":
+        return find_ppocr_weights(weights)
+    raise _unknown(name)
 
 
 def _unknown(name: str) -> ValueError:
