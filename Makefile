@@ -31,6 +31,8 @@ format: $(VENV)/.installed-dev  ## Format, and mend what the linter can mend.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Under a daemon, a backfill is cut into runs of so many shards, which share the slots.
+dev: export OCR_ASSETS_SHARDS_PER_RUN ?= 4
 dev: install  ## Start Dagster's UI and daemon on localhost:3000. DATA=dir: on another data directory.
 ifeq ($(DATA),data)
 	$(BIN)/dagster dev

@@ -15,14 +15,21 @@ def build_definitions(settings: Settings, *, keep_warm: bool = False) -> dg.Defi
         settings: Everything a person may decide.
         keep_warm: Keep slot and detector between runs of this process.
     """
+    policy = _backfill_policy(settings.shards_per_run)
     return dg.Definitions(
-        assets=ALL_ASSETS,
+        assets=[asset.with_attributes(backfill_policy=policy) for asset in ALL_ASSETS],
         resources={
             "settings": settings,
             "data": DataDirectory(settings.data_dir),
             "gpu": build_gpu_resource(settings, keep_warm=keep_warm),
         },
     )
+
+
+def _backfill_policy(shards_per_run: int | None) -> dg.BackfillPolicy:
+    if shards_per_run is None:
+        return dg.BackfillPolicy.single_run()
+    return dg.BackfillPolicy.multi_run(max_partitions_per_run=shards_per_run)
 
 
 def build_gpu_resource(settings: Settings, *, keep_warm: bool = False) -> GpuResource:

@@ -91,6 +91,13 @@ class Settings(BaseSettings):
         le=1_000_000,
         description="Memory per device that OCR never plans with, in MiB.",
     )
+    shards_per_run: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="A backfill's runs take so many shards each, and run side by side. Unset: one"
+        " run takes them all, which `dagster asset materialize --partition-range` insists on.",
+    )
     batch_megapixels: float = Field(
         default=1.0,
         gt=0.0,

@@ -3,17 +3,10 @@
 Wiring only: what an asset does stands in `discovering`, `decoding`, `scoring` and `assembling`.
 """
 
-import warnings
-
-import dagster as dg
-
-with warnings.catch_warnings():
-    # Backfill policies are beta in Dagster 1.13; every command would say so several times.
-    warnings.simplefilter("ignore", dg.BetaWarning)
-    from ocr_assets.assets.filtered_dataset import filtered_dataset
-    from ocr_assets.assets.frames import frames
-    from ocr_assets.assets.ocr_scores import ocr_scores
-    from ocr_assets.assets.videos import videos
+from ocr_assets.assets.filtered_dataset import filtered_dataset
+from ocr_assets.assets.frames import frames
+from ocr_assets.assets.ocr_scores import ocr_scores
+from ocr_assets.assets.videos import videos
 
 ALL_ASSETS = [videos, frames, ocr_scores, filtered_dataset]
 

@@ -24,7 +24,6 @@ DECODE_POOL = "decode"
     kinds={"python", "parquet"},
     code_version="1",
     pool=DECODE_POOL,
-    backfill_policy=dg.BackfillPolicy.single_run(),
 )
 def frames(
     context: dg.AssetExecutionContext,

@@ -23,7 +23,6 @@ OCR_POOL = "ocr_gpu"
     kinds={"python", "easyocr", "duckdb"},
     code_version="1",
     pool=OCR_POOL,
-    backfill_policy=dg.BackfillPolicy.single_run(),
 )
 def ocr_scores(
     context: dg.AssetExecutionContext,

@@ -68,6 +68,12 @@ class SelectionRule:
                 " could be kept; lower min_ratio or raise max_ratio"
             )
 
+    def __str__(self) -> str:
+        return (
+            f"{self.min_ratio:g} <= {self.metric.value} <= {self.max_ratio:g} for"
+            f" {self.several_videos.value} of a sample's videos; unscored: {self.unscored.value}"
+        )
+
 
 @dataclass(frozen=True)
 class Decision:

@@ -1,0 +1,363 @@
+"""The one door to DuckDB, with real processes in front of it and behind it."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from making import (
+    frame_row,
+    missing_file_row,
+    score_rows,
+    segment_row,
+    write_catalog,
+)
+
+from resources.catalog_store import CatalogStore
+from resources.data_directory import DataDirectory
+from resources.score_store import SCHEMA_VERSION, SchemaVersionError, ScoreStore, StoreBusyError
+
+WAIT_SECONDS = 0.3
+
+_HOLD_OPEN = """
+import sys
+import duckdb
+with duckdb.connect(sys.argv[1], read_only=True):
+    print("open", flush=True)
+    sys.stdin.read()
+"""
+
+_WRITE_AND_MERGE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from making import score_rows, segment_row
+from resources.data_directory import DataDirectory
+data, shard = DataDirectory(Path(sys.argv[1])), sys.argv[2]
+data.score_files.write(shard, "scorer", score_rows(segment_row(shard, shard=shard)))
+print("ready", flush=True)
+sys.stdin.readline()
+data.score_store.merge(data.score_files)
+"""
+
+
+def directory(path: Path) -> DataDirectory:
+    data = DataDirectory(path)
+    data.score_store.wait_seconds = WAIT_SECONDS
+    return data
+
+
+def write(data: DataDirectory, *rows: dict[str, Any], shard: str = "s000001") -> None:
+    scorer_id = rows[0]["scorer_id"] if rows else "scorer"
+    data.score_files.write(shard, scorer_id, score_rows(*rows))
+
+
+def rows_of(data: DataDirectory, sql: str) -> list[tuple[Any, ...]]:
+    return [tuple(row.values()) for row in data.score_store.query(sql).to_pylist()]
+
+
+def everything(data: DataDirectory) -> dict[str, list[tuple[Any, ...]]]:
+    tables = ("segment_scores", "frame_scores", "text_boxes", "merged_score_files")
+    return {table: rows_of(data, f"SELECT * FROM {table} ORDER BY ALL") for table in tables}
+
+
+def scored(data: DataDirectory) -> set[str]:
+    return {video_id for (video_id,) in rows_of(data, "SELECT video_id FROM video_scores")}
+
+
+def unscored(data: DataDirectory) -> set[tuple[str | None, str]]:
+    return set(rows_of(data, "SELECT video_id, reason FROM unscored"))
+
+
+@contextmanager
+def running(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_for(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline() == line + "\n"
+
+
+def test_a_merge_takes_in_segments_frames_and_boxes(tmp_path: Path):
+    data = directory(tmp_path)
+    write(
+        data,
+        segment_row("a", 0, frames=[frame_row(0, 0.25, box_count=2), frame_row(7, 0.0, box_count=0)]),
+        segment_row("a", 1, reason="decode_failed"),
+    )
+    assert data.score_store.merge(data.score_files) == ["s000001"]
+    found = everything(data)
+    assert found["segment_scores"] == [
+        ("scorer", "s000001", "a", 0, 2, None, None),
+        ("scorer", "s000001", "a", 1, 0, "decode_failed", "in words"),
+    ]
+    assert [row[4:] for row in found["frame_scores"]] == [
+        (0, 0.0, 64, 48, 0.25, 0.25, 2, None, None),
+        (7, 0.7, 64, 48, 0.0, 0.0, 0, None, None),
+    ]
+    points = [1.0, 1.0, 5.0, 1.0, 5.0, 3.0, 1.0, 3.0]
+    assert found["text_boxes"] == [
+        ("scorer", "s000001", "a", 0, index, points, 0.5) for index in (0, 1)
+    ]
+
+
+def test_a_second_merge_changes_nothing(tmp_path: Path):
+    data = directory(tmp_path)
+    write(data, segment_row("a"), segment_row("b"))
+    data.score_store.merge(data.score_files)
+    before = everything(data)
+    assert data.score_store.merge(data.score_files) == []
+    assert everything(data) == before
+
+
+def test_a_file_that_changed_is_merged_again_and_replaces_its_rows(tmp_path: Path):
+    data = directory(tmp_path)
+    write(data, segment_row("a", frames=[frame_row(0, 0.1), frame_row(1, 0.1)]))
+    write(data, segment_row("b", shard="s000002"), shard="s000002")
+    data.score_store.merge(data.score_files)
+    write(data, segment_row("a", frames=[frame_row(0, 0.9)]))
+    assert data.score_store.merge(data.score_files) == ["s000001"]
+    rows = rows_of(data, "SELECT video_id, text_area_ratio FROM frame_scores ORDER BY ALL")
+    assert rows == [("a", 0.9), ("b", 0.1)]
+    assert rows_of(data, "SELECT count(*) FROM merged_score_files") == [(2,)]
+
+
+def test_a_database_that_is_lost_is_built_again_from_the_files(tmp_path: Path):
+    data = directory(tmp_path)
+    write(data, segment_row("a"))
+    data.score_store.merge(data.score_files)
+    before = everything(data)
+    data.score_store.path.unlink()
+    data.score_store.merge(data.score_files)
+    assert everything(data) == before
+
+
+def test_scorers_do_not_mix(tmp_path: Path):
+    data = directory(tmp_path)
+    write_catalog(data.catalog, {"a": 1})
+    data.score_store.refresh_catalog(data.catalog)
+    for scorer_id, ratio in (("one", 0.1), ("two", 0.5)):
+        write(data, segment_row("a", scorer_id=scorer_id, frames=[frame_row(0, ratio)]))
+    data.score_store.merge(data.score_files)
+    found = rows_of(data, "SELECT scorer_id, text_area_ratio_mean FROM video_scores ORDER BY ALL")
+    assert found == [("one", 0.1), ("two", 0.5)]
+
+
+def test_a_videos_metrics_are_taken_over_all_its_segments_frames(tmp_path: Path):
+    data = directory(tmp_path)
+    write_catalog(data.catalog, {"a": 2})
+    data.score_store.refresh_catalog(data.catalog)
+    ratios = [0.0, 0.1, 0.2, 0.3]
+    frames = [frame_row(i, ratio, box_count=int(ratio > 0)) for i, ratio in enumerate(ratios)]
+    write(data, segment_row("a", 0, frames=frames[:3]), segment_row("a", 1, frames=frames[3:]))
+    data.score_store.merge(data.score_files)
+    ((count, mean, top, p95, with_text, boxes),) = rows_of(
+        data,
+        "SELECT frame_count, text_area_ratio_mean, text_area_ratio_max, text_area_ratio_p95,"
+        " text_frame_ratio, box_area_ratio_mean FROM video_scores",
+    )
+    assert (count, top, with_text) == (4, 0.3, 0.75)
+    assert (mean, boxes) == (pytest.approx(0.15), pytest.approx(0.15))
+    assert p95 == pytest.approx(0.285)  # Interpolated between the third and the fourth of four.
+
+
+def test_a_video_is_scored_only_when_all_of_it_is(tmp_path: Path):
+    data = directory(tmp_path)
+    segment_counts = {
+        "whole": 2,
+        "segment to come": 2,
+        "segment unread": 2,
+        "frame failed": 1,
+        "nothing sampled": 1,
+    }
+    write_catalog(data.catalog, segment_counts, file_rows=[missing_file_row("/videos/gone.mp4")])
+    data.score_store.refresh_catalog(data.catalog)
+    data.score_store.register_scorer(scorer())
+    write(
+        data,
+        segment_row("whole", 0),
+        segment_row("whole", 1, frames=[]),
+        segment_row("segment to come", 0),
+        segment_row("segment unread", 0),
+        segment_row("segment unread", 1, reason="decode_timed_out"),
+        segment_row("frame failed", frames=[frame_row(0), frame_row(1, reason="detection_failed")]),
+        segment_row("nothing sampled", frames=[]),
+    )
+    data.score_store.merge(data.score_files)
+    assert scored(data) == {"whole"}
+    reasons = dict(unscored(data))
+    assert reasons[None] == "file_missing"
+    assert reasons["segment to come"] == "not_scored_yet"
+    assert reasons["segment unread"] == "decode_timed_out"
+    assert reasons["frame failed"] == "detection_failed"
+    assert "whole" not in reasons
+
+
+def test_a_video_that_gave_no_frame_at_all_is_listed_as_unscored(tmp_path: Path):
+    data = directory(tmp_path)
+    write_catalog(data.catalog, {"a": 2})
+    data.score_store.refresh_catalog(data.catalog)
+    data.score_store.register_scorer(scorer())
+    write(data, segment_row("a", 0, frames=[]), segment_row("a", 1, frames=[]))
+    data.score_store.merge(data.score_files)
+    assert scored(data) == set()
+    assert "a" in dict(unscored(data))
+
+
+def test_a_file_outside_the_sources_is_not_listed_as_still_to_be_scored(tmp_path: Path):
+    data = directory(tmp_path)
+    write_catalog(data.catalog, {"a": 1})
+    files = data.catalog.files()
+    at = files.column_names.index("state")
+    outside = files.set_column(at, files.schema.field("state"), [["outside"]])
+    data.catalog.write(
+        files=outside,
+        videos=data.catalog.videos(),
+        segments=data.catalog.segments(),
+        samples=[],
+    )
+    data.score_store.refresh_catalog(data.catalog)
+    data.score_store.register_scorer(scorer())
+    assert unscored(data) == set()
+
+
+def scorer(scorer_id: str = "scorer") -> dict[str, str]:
+    return {
+        "scorer_id": scorer_id,
+        "sampler": "uniform(3)",
+        "detector": "craft",
+        "weights_sha256": "0" * 64,
+        "parameters": "{}",
+    }
+
+
+def test_a_scorer_is_noted_once(tmp_path: Path):
+    data = directory(tmp_path)
+    for scorer_id in ("one", "two", "one"):
+        data.score_store.register_scorer(scorer(scorer_id))
+    found = rows_of(data, "SELECT scorer_id, detector FROM scorers ORDER BY ALL")
+    assert found == [("one", "craft"), ("two", "craft")]
+
+
+def test_refreshing_the_catalog_replaces_what_was_shown(tmp_path: Path):
+    data = directory(tmp_path)
+    for segment_counts in ({"a": 2, "b": 1}, {"b": 1}):
+        write_catalog(CatalogStore(data.catalog.directory), segment_counts)
+        data.score_store.refresh_catalog(data.catalog)
+    assert rows_of(data, "SELECT video_id, segment_count FROM videos") == [("b", 1)]
+    assert rows_of(data, "SELECT * FROM shards") == [("s000001", 1, 1, 1.0)]
+    assert rows_of(data, "SELECT path FROM video_files") == [("/videos/b.mp4",)]
+
+
+def test_an_exception_in_the_door_undoes_what_was_done(tmp_path: Path):
+    store = ScoreStore(tmp_path / "store.duckdb")
+    with pytest.raises(KeyError), store.connect() as connection:
+        connection.execute("CREATE TABLE half AS SELECT 1")
+        raise KeyError
+    names = store.query("SELECT table_name FROM information_schema.tables WHERE table_name = 'half'")
+    assert names.num_rows == 0
+
+
+def test_rejects_a_database_of_another_schema_version(tmp_path: Path):
+    store = ScoreStore(tmp_path / "store.duckdb")
+    with store.connect() as connection:
+        connection.execute("UPDATE schema_version SET version = 99")
+    with pytest.raises(SchemaVersionError, match=f"version 99, .* writes {SCHEMA_VERSION}") as raised:
+        store.query("SELECT 1")
+    assert str(store.path) in str(raised.value)
+    assert "move the file aside" in str(raised.value)
+
+
+def test_rejects_a_file_that_is_no_database(tmp_path: Path):
+    store = ScoreStore(tmp_path / "store.duckdb", wait_seconds=60)
+    store.path.write_text("not a database" * 1000)
+    started = time.monotonic()
+    with pytest.raises(Exception, match="not a valid DuckDB database"):
+        store.query("SELECT 1")
+    assert time.monotonic() - started < 30  # It did not wait for what will not change.
+
+
+def test_a_reader_delays_a_merge_and_the_next_one_takes_it_along(tmp_path: Path):
+    data = directory(tmp_path)
+    write(data, segment_row("a"))
+    data.score_store.merge(data.score_files)
+    with running(_HOLD_OPEN, data.score_store.path) as reader:
+        wait_for(reader, "open")
+        write(data, segment_row("b", shard="s000002"), shard="s000002")
+        started = time.monotonic()
+        with pytest.raises(StoreBusyError) as raised:
+            data.score_store.merge(data.score_files)
+        waited_seconds = time.monotonic() - started
+    message = str(raised.value)
+    assert f"PID {reader.pid}" in message
+    assert str(data.score_store.path) in message
+    assert "\n" not in message
+    # It polls five times a second; the rest is room for a busy machine.
+    assert WAIT_SECONDS <= waited_seconds < WAIT_SECONDS + 5
+    assert data.score_store.merge(data.score_files) == ["s000002"]
+
+
+def test_a_merge_waits_for_a_reader_that_closes_in_time(tmp_path: Path):
+    data = directory(tmp_path)
+    write(data, segment_row("a"))
+    data.score_store.merge(data.score_files)
+    data.score_store.wait_seconds = 60
+    with running(_HOLD_OPEN, data.score_store.path) as reader:
+        wait_for(reader, "open")
+        assert reader.stdin is not None
+        reader.stdin.close()
+        assert len(everything(data)["segment_scores"]) == 1
+
+
+def test_a_process_that_holds_the_door_is_waited_for(tmp_path: Path):
+    data = directory(tmp_path)
+    other = ScoreStore(data.score_store.path)
+    with other.connect(), pytest.raises(StoreBusyError, match="other ocr_assets processes"):
+        data.score_store.query("SELECT 1")
+    assert rows_of(data, "SELECT 1") == [(1,)]
+
+
+def test_eight_processes_that_merge_at_once_lose_nothing(tmp_path: Path):
+    shards = [f"s{number:06d}" for number in range(1, 9)]
+    tests = Path(__file__).parents[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _WRITE_AND_MERGE, str(tmp_path), shard, str(tests)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for shard in shards
+    ]
+    try:
+        for process in processes:
+            wait_for(process, "ready")
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        assert [process.wait(timeout=120) for process in processes] == [0] * 8
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    data = directory(tmp_path)
+    assert rows_of(data, "SELECT video_id FROM segment_scores ORDER BY ALL") == [
+        (shard,) for shard in shards
+    ]
+    assert rows_of(data, "SELECT count(*) FROM frame_scores") == [(8,)]
+    assert data.score_store.merge(data.score_files) == []
