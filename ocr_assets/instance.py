@@ -95,6 +95,7 @@ def _is_dead(tag: str | None) -> bool:
     if tag is None or not tag.startswith(f"{socket.gethostname()}/"):
         return False
     try:
-        return _process_id(psutil.Process(int(tag.split("/")[1]))) != tag
+        process = psutil.Process(int(tag.split("/")[1]))
+        return _process_id(process) != tag or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True

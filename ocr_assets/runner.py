@@ -106,8 +106,7 @@ def run_pipeline(
             on_plan(plan)
             report = RunReport()
             if plan.to_score:
-                _Shards(settings, plan, report, on_progress).work()
-                fail_runs_of_dead_processes(instance)
+                _Shards(settings, plan, report, on_progress, instance).work()
             _materialize(settings, instance, "filtered_dataset")
         except dg.DagsterExecutionInterruptedError:
             raise InterruptedRunError from None
@@ -165,9 +164,15 @@ class _Shards:
     """Brings every pending shard through `frames` and `ocr_scores`."""
 
     def __init__(
-        self, settings: Settings, plan: RunPlan, report: RunReport, on_progress: Listener
+        self,
+        settings: Settings,
+        plan: RunPlan,
+        report: RunReport,
+        on_progress: Listener,
+        instance: dg.DagsterInstance,
     ) -> None:
         self._settings = settings
+        self._instance = instance
         self._report = report
         self._on_progress = on_progress
         self._order = {shard: rank for rank, shard in enumerate(plan.to_score)}
@@ -219,6 +224,8 @@ class _Shards:
         error = future.exception()
         if isinstance(error, BrokenProcessPool):
             worker.close()
+            # At once: its run still claims a slot of the pool, and the next try would wait for it.
+            fail_runs_of_dead_processes(self._instance)
             self._retry(task)
             return
         self._idle[task.asset].append(worker)
@@ -256,6 +263,8 @@ class _Shards:
         for future, (worker, _task) in self._busy.items():
             if not future.done():
                 worker.kill()
+        wait(busy)
+        fail_runs_of_dead_processes(self._instance)
 
     def _workers(self) -> list[Worker]:
         idle = [worker for workers in self._idle.values() for worker in workers]

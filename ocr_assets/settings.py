@@ -6,12 +6,14 @@ Values come, first match wins, from: arguments of the command line, environment 
 
 import json
 import os
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
+    DotEnvSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -22,6 +24,7 @@ from ocr_assets.curation.sampling import parse_sampler
 from ocr_assets.curation.selection import Metric, SelectionRule, SeveralVideos, UnscoredPolicy
 
 ENV_PREFIX = "OCR_ASSETS_"
+TOML_FILE = "ocr_assets.toml"
 
 
 class SettingsError(Exception):
@@ -34,7 +37,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
         env_file=".env",
-        toml_file="ocr_assets.toml",
+        toml_file=TOML_FILE,
         extra="forbid",
         frozen=True,
     )
@@ -121,11 +124,15 @@ class Settings(BaseSettings):
         description="What the rule looks at, per video over its sampled frames.",
     )
     min_ratio: float = Field(
-        default=0.0, ge=0.0, description="A video passes at or above this value of the metric."
+        default=0.0,
+        ge=0.0,
+        allow_inf_nan=False,
+        description="A video passes at or above this value of the metric.",
     )
     max_ratio: float = Field(
         default=0.07,
         ge=0.0,
+        allow_inf_nan=False,
         description="A video passes at or below this value of the metric. Public pipelines state"
         " 0.02 to 0.07.",
     )
@@ -147,7 +154,13 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Adds the TOML file behind the environment."""
+        """Adds the TOML file behind the environment; .env may hold other programs' keys too."""
+        if isinstance(dotenv_settings, DotEnvSettingsSource):
+            dotenv_settings.env_vars = {
+                key: value
+                for key, value in dotenv_settings.env_vars.items()
+                if key.upper().startswith(ENV_PREFIX)
+            }
         return (
             init_settings,
             env_settings,
@@ -212,6 +225,8 @@ def load_settings(**overrides: Any) -> Settings:
         return Settings(**{key: value for key, value in overrides.items() if value is not None})
     except ValidationError as error:
         raise SettingsError("; ".join(_in_words(item) for item in error.errors())) from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{TOML_FILE} is not TOML: {error}") from None
 
 
 def _known() -> str:

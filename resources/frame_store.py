@@ -33,9 +33,7 @@ _HUGGINGFACE_FEATURES = {
 }
 FRAMES_SCHEMA = pa.schema(
     [
-        pa.field(
-            "image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]), nullable=False
-        ),
+        pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
         pa.field("video_id", pa.string(), nullable=False),
         pa.field("segment_index", pa.int32(), nullable=False),
         pa.field("frame_index", pa.int64(), nullable=False),

@@ -148,6 +148,13 @@ SELECT scorer_id, video_id, NULL, segment_index, frame_index, 'ocr_scores', reas
 FROM frame_scores
 WHERE reason IS NOT NULL
 UNION ALL
+SELECT s.scorer_id, s.video_id, NULL, NULL, NULL, 'frames', 'no_frames',
+    'every segment was read and none holds a sampled frame'
+FROM segment_scores AS s
+JOIN videos AS v USING (video_id)
+GROUP BY s.scorer_id, s.video_id
+HAVING count(*) = any_value(v.segment_count) AND count(s.reason) = 0 AND sum(s.frame_count) = 0
+UNION ALL
 SELECT r.scorer_id, g.video_id, NULL, g.segment_index, NULL, 'ocr_scores', 'not_scored_yet',
     'shard ' || g.shard || ' is still to be scored'
 FROM segments AS g

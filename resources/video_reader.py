@@ -6,11 +6,13 @@ are wanted is the caller's business: a selector gets timestamps and answers with
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,7 +133,7 @@ def probe_video(path: Path) -> VideoProbe:
             return VideoProbe(
                 duration_seconds=_duration_seconds(container, stream),
                 fps=float(stream.average_rate or 0),
-                frame_count=stream.frames or _count_packets(path),
+                frame_count=_count_frames(path, stream.frames),
                 width_px=width_px,
                 height_px=height_px,
                 codec=stream.codec_context.name,
@@ -164,12 +166,11 @@ def read_frames(path: Path, select: FrameSelector, first: int) -> FrameChunk:
             try:
                 images, decoder = _decode_with_decord(path, timeline, wanted)
             except VideoReadError as decord_error:
-                images, decoder = _decode_with_pyav(container, stream, timeline, wanted)
-                if len(images) != len(wanted):
+                try:
+                    images, decoder = _decode_with_pyav(path, timeline, wanted)
+                except (VideoReadError, FFmpegError) as error:
                     raise VideoReadError(
-                        ReadFailure.DECODE_FAILED,
-                        f"PyAV decoded {len(images)} of {len(wanted)} sampled frames;"
-                        f" decord: {decord_error}",
+                        ReadFailure.DECODE_FAILED, f"PyAV: {error}; decord: {decord_error}"
                     ) from None
     except FFmpegError as error:
         raise VideoReadError(ReadFailure.DECODE_FAILED, f"FFmpeg: {error}") from None
@@ -192,27 +193,38 @@ class _Timeline:
 
     Attributes:
         ticks: int64 (N,), timestamps in units of the stream's time base.
-        pts_seconds: float64 (N,), the same in seconds.
+        pts_seconds: float64 (N,), the same in seconds from the first frame on: a recording's clock
+            may have begun hours before it.
         is_keyframe: bool (N,).
+        is_exact: Whether a player finds frames by an index, and shows all that are stored. Not so
+            in MPEG transport and program streams, where a seek lands somewhere after the keyframe,
+            and where an edit list hides frames.
     """
 
     ticks: NDArray[np.int64]
     pts_seconds: NDArray[np.float64]
     is_keyframe: NDArray[np.bool_]
+    is_exact: bool
+
+
+_TIMESTAMPS_MAY_JUMP = 0x0200
+"""FFmpeg's AVFMT_TS_DISCONT (libavformat/avformat.h): MPEG transport and program streams."""
 
 
 def _timeline(container: "InputContainer", stream: "VideoStream") -> _Timeline:
-    packets = sorted(
-        (packet.pts, packet.is_keyframe)
+    stored = sorted(
+        (packet.pts, packet.is_keyframe, packet.is_discard)
         for packet in container.demux(stream)
         if packet.pts is not None
     )
-    if not packets:
+    shown = [(pts, is_key) for pts, is_key, is_hidden in stored if not is_hidden]
+    if not shown:
         raise VideoReadError(ReadFailure.NO_FRAMES, "the video stream has no frames")
-    ticks = np.array([pts for pts, _ in packets], np.int64)
-    is_keyframe = np.array([is_key for _, is_key in packets], np.bool_)
-    pts_seconds = np.asarray(ticks * float(stream.time_base or 0), np.float64)
-    return _Timeline(ticks, pts_seconds, is_keyframe)
+    ticks = np.array([pts for pts, _ in shown], np.int64)
+    is_keyframe = np.array([is_key for _, is_key in shown], np.bool_)
+    pts_seconds = np.asarray((ticks - ticks[0]) * float(stream.time_base or 0), np.float64)
+    is_indexed = not container.format.flags & _TIMESTAMPS_MAY_JUMP
+    return _Timeline(ticks, pts_seconds, is_keyframe, is_indexed and len(shown) == len(stored))
 
 
 def _decode_with_decord(
@@ -222,8 +234,11 @@ def _decode_with_decord(
 
     decord 0.6.0 numbers keyframes in decoding order. Where frames are shown before the keyframe
     that they follow in the file (open groups of pictures: x265's default), its index is off and
-    `get_batch` silently gives neighbouring frames. So its index is compared with ours first.
+    `get_batch` silently gives neighbouring frames. So its index is compared with ours first. In
+    containers without an index it silently gives frames of a later group of pictures.
     """
+    if not timeline.is_exact:
+        raise VideoReadError(ReadFailure.DECODE_FAILED, "its seeks are not exact in this container")
     try:
         import decord
     except ImportError as error:  # No wheel for this platform.
@@ -240,28 +255,78 @@ def _decode_with_decord(
 
 
 def _decode_with_pyav(
-    container: "InputContainer",
-    stream: "VideoStream",
+    path: Path, timeline: _Timeline, wanted: NDArray[np.int64]
+) -> tuple[Sequence[NDArray[np.uint8]], str]:
+    """Decodes the wanted frames in order, with seeks, and where these fail from the start.
+
+    Raises:
+        VideoReadError: If one of them does not come out; another never takes its place.
+        av.FFmpegError: If a frame cannot be decoded.
+    """
+    with ExitStack() as stack:
+        try:
+            images = _decode_in_order(stack, path, timeline, wanted, seek_count=_SEEKS)
+        except VideoReadError:
+            images = _decode_in_order(stack, path, timeline, wanted, seek_count=0)
+    return images, f"PyAV {version('av')}"
+
+
+_SEEKS = 3
+"""Keyframes that a seek may aim at, backwards, before the file is decoded from its start."""
+
+
+def _decode_in_order(
+    stack: ExitStack,
+    path: Path,
     timeline: _Timeline,
     wanted: NDArray[np.int64],
-) -> tuple[Sequence[NDArray[np.uint8]], str]:
-    """Decodes the wanted frames in order, seeking only where a keyframe lies in between."""
+    *,
+    seek_count: int,
+) -> list[NDArray[np.uint8]]:
     keyframes = np.flatnonzero(timeline.is_keyframe)
     images: list[NDArray[np.uint8]] = []
-    frames: Iterator[Any] = iter(())
+    frames: Iterator[VideoFrame] = iter(())
     position = -1
     for index in wanted.tolist():
         before = keyframes[keyframes <= index]
-        start = int(before[-1]) if len(before) else 0
-        if start > position or position < 0:
-            container.seek(int(timeline.ticks[start]), stream=stream, backward=True)
-            frames = container.decode(stream)
-        for frame in frames:
-            if frame.pts is not None and frame.pts >= timeline.ticks[index]:
-                images.append(_upright(frame))
-                break
+        if position < 0 or (seek_count and len(before) and before[-1] > position):
+            frames = _frames_from(stack, path, timeline, before[max(0, len(before) - seek_count) :])
+        ticks = int(timeline.ticks[index])
+        frame = next((f for f in frames if f.pts is not None and f.pts >= ticks), None)
+        if frame is None or frame.pts != ticks:
+            raise VideoReadError(
+                ReadFailure.DECODE_FAILED,
+                f"frame {index} at {timeline.pts_seconds[index]:.3f} s does not come out",
+            )
+        images.append(_upright(frame))
         position = index
-    return images, f"PyAV {version('av')}"
+    return images
+
+
+def _frames_from(
+    stack: ExitStack, path: Path, timeline: _Timeline, keyframes: NDArray[np.int64]
+) -> Iterator["VideoFrame"]:
+    """Decodes from the last of some keyframes on, or from one before it, never from one after it.
+
+    Containers seek by decoding time (AVI) or by position (MPEG), so a seek to a keyframe's
+    presentation time can land on the next one; then the one before is aimed at.
+    """
+    import av
+    from av.error import FFmpegError
+
+    for start in reversed(keyframes.tolist()):
+        stack.close()  # One open file, not one for every seek.
+        container = stack.enter_context(av.open(str(path)))
+        stream = _video_stream(container, path)
+        container.seek(int(timeline.ticks[start]), stream=stream, backward=True)
+        frames = container.decode(stream)
+        with suppress(FFmpegError):  # Not a place to begin at; an earlier one may be.
+            first = next(frames, None)
+            if first and first.pts is not None and first.pts <= timeline.ticks[keyframes[-1]]:
+                return chain([first], frames)
+    stack.close()
+    container = stack.enter_context(av.open(str(path)))
+    return container.decode(_video_stream(container, path))
 
 
 def _video_stream(container: "InputContainer", path: Path) -> "VideoStream":
@@ -279,12 +344,14 @@ def _duration_seconds(container: "InputContainer", stream: "VideoStream") -> flo
     return (container.duration or 0) / microseconds_per_second
 
 
-def _count_packets(path: Path) -> int:
+def _count_frames(path: Path, stated_count: int) -> int:
+    """Counts the frames that are shown; what a container states counts hidden ones too."""
     import av
 
     with av.open(str(path)) as container:
         stream = _video_stream(container, path)
-        return sum(1 for packet in container.demux(stream) if packet.pts is not None)
+        packets = (packet for packet in container.demux(stream) if packet.pts is not None)
+        return sum(not packet.is_discard for packet in packets) or stated_count
 
 
 def _upright(frame: "VideoFrame") -> NDArray[np.uint8]:

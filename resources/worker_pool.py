@@ -30,7 +30,6 @@ class WorkerLoss(StrEnum):
     CRASHED = "crashed"
 
 
-@dataclass(frozen=True)
 class WorkerLostError(Exception):
     """The worker that held an item is gone; the item has no result.
 
@@ -39,8 +38,10 @@ class WorkerLostError(Exception):
         detail: Deadline or exit code, in words.
     """
 
-    loss: WorkerLoss
-    detail: str
+    def __init__(self, loss: WorkerLoss, detail: str) -> None:
+        super().__init__(loss, detail)
+        self.loss = loss
+        self.detail = detail
 
     def __str__(self) -> str:
         return self.detail

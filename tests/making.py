@@ -8,17 +8,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import av
 import numpy as np
 import pyarrow as pa
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from resources.catalog_store import FILES_SCHEMA, SEGMENTS_SCHEMA, VIDEOS_SCHEMA, CatalogStore
 from resources.frame_store import StoredFrame, encode_png
 from resources.score_files import SCORES_SCHEMA
+
+if TYPE_CHECKING:
+    from av.video.stream import VideoStream
 
 GREY_LEVELS_PER_FRAME = 6
 """A frame's grey level is six times its number, so a lossy codec's error of a level or two never
@@ -154,7 +156,8 @@ def wipe_coded_pictures(path: Path, *, from_share: float = 0.0) -> Path:
 def frames_in_sequence(path: Path) -> list[NDArray[np.uint8]]:
     """Every shown frame, decoded one after the other without a seek: what a reader must give."""
     with av.open(str(path)) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        frames = container.decode(video=0)
+        return [frame.to_ndarray(format="rgb24").astype(np.uint8) for frame in frames]
 
 
 def stored_frame(index: int = 0, video_id: str = "video", **changes: Any) -> StoredFrame:

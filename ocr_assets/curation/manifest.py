@@ -6,7 +6,7 @@ Data-Juicer's JSONL and Parquet (a list `videos` per sample) and CSV (a column w
 import csv
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ CSV_PATH_COLUMNS = ("path", "video", "video_path", "file_path", "file", "filenam
 OUTPUT_COLUMNS = ("video_ids", "metric_values", "reason", "unscored_reasons")
 """Columns that the filtered dataset adds; a manifest that has one is refused."""
 
+_OWN_COLUMNS = frozenset({*OUTPUT_COLUMNS, SAMPLE_PATHS, SAMPLE_JSON})
+
 
 class ManifestError(ValueError):
     """A manifest that cannot be read. The message names the file, the line and the fix."""
@@ -46,18 +48,16 @@ def read_manifest(path: Path) -> pa.Table:
             name that the filtered dataset adds.
     """
     readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet, ".csv": _read_csv}
-    table = readers[path.suffix.lower()](path)
-    clashing = [
-        name
-        for name in (*OUTPUT_COLUMNS, SAMPLE_PATHS, SAMPLE_JSON)
-        if table.column_names.count(name) > (name in {SAMPLE_PATHS, SAMPLE_JSON})
-    ]
+    return readers[path.suffix.lower()](path)
+
+
+def _refuse_own_columns(names: Iterable[str], path: Path) -> None:
+    clashing = sorted(_OWN_COLUMNS.intersection(names))
     if clashing:
         raise ManifestError(
             f"{path} has a column {clashing[0]!r}, which the filtered dataset adds itself; rename"
             " it in the manifest"
         )
-    return table
 
 
 def samples_table(
@@ -66,23 +66,29 @@ def samples_table(
     """Makes a samples table from JSON objects and their videos' absolute paths."""
     columns: dict[str, pa.Array] = {}
     for name in dict.fromkeys(key for sample in samples for key in sample):
-        values = [sample.get(name) for sample in samples]
-        try:
-            columns[name] = pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            # Values of several types: Parquet has no column for that, so their JSON stands in it.
-            columns[name] = pa.array(
-                [None if v is None else json.dumps(v, ensure_ascii=False) for v in values]
-            )
+        columns[name] = _column([sample.get(name) for sample in samples])
     columns[SAMPLE_PATHS] = pa.array(video_paths, pa.list_(pa.string()))
     columns[SAMPLE_JSON] = pa.array([json.dumps(s, ensure_ascii=False) for s in samples])
     return pa.table(columns)
 
 
+def _column(values: Sequence[Any]) -> pa.Array:
+    try:
+        array = pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        return _json_column(values)  # Values of several types, or integers beyond 64 bits.
+    # Parquet has no type for an empty object, however deep it lies.
+    return _json_column(values) if "struct<>" in str(array.type) else array
+
+
+def _json_column(values: Sequence[Any]) -> pa.Array:
+    return pa.array([None if v is None else json.dumps(v, ensure_ascii=False) for v in values])
+
+
 def _read_jsonl(path: Path) -> pa.Table:
     samples: list[dict[str, Any]] = []
     video_paths: list[list[str]] = []
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(_lines(file, path), start=1):
             if not line.strip():
                 continue
@@ -99,10 +105,23 @@ def _read_jsonl(path: Path) -> pa.Table:
                     f"{where} is a JSON {type(sample).__name__}, expected an object with a list"
                     f" {VIDEOS_KEY!r}"
                 )
+            _refuse_own_columns(sample, path)
+            _refuse_half_characters(line, where)
             paths = _absolute(sample.get(VIDEOS_KEY), path, where)
             samples.append({**sample, VIDEOS_KEY: paths})
             video_paths.append(paths)
     return samples_table(samples, video_paths)
+
+
+def _refuse_half_characters(line: str, where: str) -> None:
+    """JSON can spell half of a surrogate pair, which no UTF-8 file can hold."""
+    try:
+        json.dumps(json.loads(line), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        culprit = error.object[error.start : error.end]
+        raise ManifestError(
+            f"{where} has {culprit!r}, half of a surrogate pair, which is no character; remove it"
+        ) from None
 
 
 def _lines(file: Any, path: Path) -> Any:
@@ -117,7 +136,7 @@ def _lines(file: Any, path: Path) -> Any:
 def _read_parquet(path: Path) -> pa.Table:
     try:
         table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
         first_line = str(error).splitlines()[0]
         raise ManifestError(f"{path} is not a Parquet file: {first_line}") from None
     if VIDEOS_KEY not in table.column_names:
@@ -125,6 +144,7 @@ def _read_parquet(path: Path) -> pa.Table:
             f"{path} has no column {VIDEOS_KEY!r} (a list of paths per sample); its columns are:"
             f" {', '.join(table.column_names)}"
         )
+    _refuse_own_columns(table.column_names, path)
     stated = table.column(VIDEOS_KEY).to_pylist()
     paths = [_absolute(v, path, f"{path} row {i}") for i, v in enumerate(stated)]
     array = pa.array(paths, pa.list_(pa.string()))
@@ -145,7 +165,13 @@ def _read_csv(path: Path) -> pa.Table:
                 f"{path} has no path column; name it one of {', '.join(CSV_PATH_COLUMNS)}, found:"
                 f" {', '.join(columns) or 'no header line'}"
             )
-        for sample in reader:
+        _refuse_own_columns(columns, path)
+        if VIDEOS_KEY in columns:
+            raise ManifestError(
+                f"{path} has a column {VIDEOS_KEY!r} beside {column!r}; the dataset's list of"
+                " videos takes that name, so rename the column"
+            )
+        for sample in _rows(reader, path):
             where = f"{path} line {reader.line_num}"
             if "_more" in sample or None in sample.values():
                 raise ManifestError(f"{where} has not as many fields as the header line")
@@ -153,6 +179,13 @@ def _read_csv(path: Path) -> pa.Table:
             samples.append({**sample, VIDEOS_KEY: paths})
             video_paths.append(paths)
     return samples_table(samples, video_paths)
+
+
+def _rows(reader: "csv.DictReader[str]", path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise ManifestError(f"{path} line {reader.line_num} is not CSV: {error}") from None
 
 
 def _absolute(videos: Any, manifest: Path, where: str) -> list[str]:

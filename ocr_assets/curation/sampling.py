@@ -53,7 +53,8 @@ class Uniform:
     """Data-Juicer's rule (`extract_video_frames_uniformly` in data_juicer/utils/mm_utils.py).
 
     n = 1 takes the middle; n >= 2 takes the times duration * i / (n - 1): first, evenly spaced,
-    last. A video with fewer than n frames gives all it has.
+    last. With fewer frames than n, n is their number. A frame that is taken for two of the times
+    counts once here, twice there.
     """
 
     n: int
@@ -81,13 +82,14 @@ class Every:
     seconds: float
 
     def __str__(self) -> str:
-        return f"every({self.seconds:g})"
+        return f"every({repr(self.seconds).removesuffix('.0')})"
 
     def select(self, timeline: Timeline) -> NDArray[np.int64]:
         """Gives the frames at the rule's times."""
         if len(timeline.pts_seconds) == 0:
             return np.zeros(0, np.int64)
-        count = max(1, math.ceil(timeline.duration_seconds / self.seconds))
+        # Less a hair: 2.1 / 0.3 is 7.000000000000001 in binary.
+        count = max(1, math.ceil(timeline.duration_seconds / self.seconds - 1e-9))
         return _first_at_or_after(timeline, np.arange(count, dtype=np.float64) * self.seconds)
 
     def expected_count(self, duration_seconds: float, frame_count: int) -> float:
@@ -164,4 +166,6 @@ class SegmentSelector:
             Timeline(pts_seconds, is_keyframe, self.duration_seconds)
         )
         times = pts_seconds[picked]
-        return picked[(times >= self.start_seconds) & (times < self.end_seconds)]
+        # The first segment takes what is timed before zero, as some containers do.
+        start_seconds = self.start_seconds if self.start_seconds > 0 else -math.inf
+        return picked[(times >= start_seconds) & (times < self.end_seconds)]

@@ -81,7 +81,7 @@ class Decision:
 
     Attributes:
         is_kept: Whether it is in the filtered dataset.
-        reason: Why not; None where it is kept.
+        reason: Why not, or that it was kept unjudged; None where it passed.
     """
 
     is_kept: bool
@@ -123,7 +123,8 @@ def decide(
     else:
         is_settled, is_kept = (not all(passes) or not is_open), all(passes)
     if not is_settled:
-        return _unjudged(rule.unscored)
+        unscored = [v for v, value in zip(video_ids, values, strict=True) if value is None]
+        return _unjudged(rule.unscored, unscored)
     if is_kept:
         return KEPT
     is_above = any(value > rule.max_ratio for value in scored)
@@ -133,10 +134,10 @@ def decide(
     )
 
 
-def _unjudged(policy: UnscoredPolicy) -> Decision:
+def _unjudged(policy: UnscoredPolicy, unscored: Sequence[str]) -> Decision:
     if policy is UnscoredPolicy.FAIL:
         raise UnscoredSamplesError(
-            "a sample has an unscored video and the rule says unscored: fail; see the table"
-            " `unscored` for the reasons, or set unscored to drop or keep"
+            f"a sample cannot be judged without {', '.join(unscored)}, and the rule says unscored:"
+            " fail; see the table `unscored` for the reason, or set unscored to drop or keep"
         )
     return Decision(is_kept=policy is UnscoredPolicy.KEEP, reason=RejectReason.UNSCORED)

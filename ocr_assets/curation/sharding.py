@@ -56,7 +56,9 @@ def cut_into_segments(
     Returns:
         At least one segment; together they cover [0, inf).
     """
-    count = max(1, math.ceil(duration_seconds / segment_seconds))
+    # A container may state any duration; more segments than frames there cannot be.
+    count = math.ceil(min(duration_seconds / segment_seconds, max(1, frame_count)))
+    count = max(1, count)
     frames = max(1.0, sampler.expected_count(duration_seconds, frame_count)) / count
     cost = frames * (frame_megapixels + FRAME_OVERHEAD_MEGAPIXELS)
     return [

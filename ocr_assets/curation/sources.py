@@ -94,7 +94,9 @@ def _list_source(source: str) -> pa.Table:
         what = f"glob {source} matches no video"
     else:
         raise SourceError(f"source {source} does not exist; expected {_ACCEPTED}")
-    absolute = [os.path.abspath(video) for video in found]  # noqa: PTH100 symbolic links stay
+    # `**` matches folders and what is in them.
+    distinct = dict.fromkeys(os.path.abspath(video) for video in found)  # noqa: PTH100 keeps links
+    absolute = list(distinct)
     samples = [{"videos": [video], "text": DATA_JUICER_TEXT} for video in absolute]
     table = samples_table(samples, [[video] for video in absolute])
     return _not_empty(table, f"{what} (looked for {' '.join(sorted(VIDEO_SUFFIXES))})")
@@ -132,7 +134,7 @@ def _walk(directory: Path) -> Iterator[str]:
 
 def _read_list(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path} is not UTF-8 text (byte {error.start})") from None
     return [str(path.parent / line.strip()) for line in lines if line.strip()]

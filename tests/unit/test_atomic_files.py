@@ -28,9 +28,14 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path):
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path):
     path = tmp_path / "file.txt"
     path.write_text("old")
-    with pytest.raises(InterruptedWorkError), atomic_path(path) as partial:
-        partial.write_text("half")
-        raise InterruptedWorkError
+
+    def write_half() -> None:
+        with atomic_path(path) as partial:
+            partial.write_text("half")
+            raise InterruptedWorkError
+
+    with pytest.raises(InterruptedWorkError):
+        write_half()
     assert path.read_text() == "old"
     assert names(tmp_path) == ["file.txt"]
 

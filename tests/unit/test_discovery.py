@@ -386,7 +386,9 @@ def test_a_damaged_video_says_why_it_cannot_be_decoded(tmp_path: Path):
     assert reason_of(raised.value) is UnscoredReason.DECODE_FAILED
 
 
-@pytest.mark.parametrize(("duration", "limit"), [(600.0, 120.0), (math.inf, 60.0), (math.nan, 60.0)])
+@pytest.mark.parametrize(
+    ("duration", "limit"), [(600.0, 120.0), (math.inf, 60.0), (math.nan, 60.0)]
+)
 def test_a_longer_video_has_more_time(tmp_path: Path, duration: float, limit: float):
     request = request_for(clip(tmp_path))
     longer = replace(request, selector=replace(request.selector, duration_seconds=duration))

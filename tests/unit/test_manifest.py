@@ -3,7 +3,7 @@ import json
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,11 +44,11 @@ def csv_file(directory: Path, *rows: Sequence[str], encoding: str = "utf-8") -> 
 
 
 def paths_of(table: pa.Table) -> list[list[str]]:
-    return table.column(SAMPLE_PATHS).to_pylist()
+    return cast("list[list[str]]", table.column(SAMPLE_PATHS).to_pylist())
 
 
 def objects_of(table: pa.Table) -> list[Any]:
-    return [json.loads(text) for text in table.column(SAMPLE_JSON).to_pylist()]
+    return [json.loads(str(text)) for text in table.column(SAMPLE_JSON).to_pylist()]
 
 
 def message_of(path: Path) -> str:

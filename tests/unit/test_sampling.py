@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -31,12 +32,12 @@ def timeline(
 def data_juicers_frames(
     pts_seconds: NDArray[np.float64], duration_seconds: float, n: int
 ) -> set[int]:
-    """The rule as Data-Juicer writes it: `extract_video_frames_uniformly`, one time after another."""
+    """Data-Juicer's `extract_video_frames_uniformly`, one time after another."""
     count = min(n, len(pts_seconds))
     step = duration_seconds / 2 if count == 1 else duration_seconds / (count - 1)
     times = [step] if count == 1 else [step * i for i in range(count)]
     return {
-        # Half a tick of the finest usual time base, 1/90000 s: Data-Juicer has rounding errors there.
+        # Half a tick of the finest usual time base, 1/90000 s: where rounding errors decide.
         next((i for i, pts in enumerate(pts_seconds) if pts >= time - 0.5 / 90_000), count_last)
         for count_last in [len(pts_seconds) - 1]
         for time in times
@@ -206,7 +207,7 @@ def test_rejects_a_sampler_that_there_is_not(text: str):
 def segments_of(cuts: Sequence[float]) -> list[tuple[float, float]]:
     """Segments as `cut_into_segments` makes them: from zero, the last one open-ended."""
     edges = [0.0, *cuts, math.inf]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(itertools.pairwise(edges))
 
 
 @given(
@@ -232,10 +233,10 @@ def test_segments_share_out_the_whole_videos_selection(
 def test_a_frame_timed_before_zero_belongs_to_the_first_segment():
     frames = timeline(40, start_seconds=-0.2)
     shares = [
-        SegmentSelector("uniform(3)", 4.0, start, end)(frames.pts_seconds, frames.is_keyframe)
+        SegmentSelector("keyframes", 4.0, start, end)(frames.pts_seconds, frames.is_keyframe)
         for start, end in segments_of([2.0])
     ]
-    assert np.concatenate(shares).tolist() == Uniform(3).select(frames).tolist()
+    assert np.concatenate(shares).tolist() == Keyframes().select(frames).tolist()
 
 
 def test_a_frame_on_a_cut_belongs_to_the_later_segment():

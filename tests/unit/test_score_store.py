@@ -1,6 +1,5 @@
 """The one door to DuckDB, with real processes in front of it and behind it."""
 
-import os
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from making import (
     write_catalog,
 )
 
+from resources.atomic_files import write_table
 from resources.catalog_store import CatalogStore
 from resources.data_directory import DataDirectory
 from resources.score_store import SCHEMA_VERSION, SchemaVersionError, ScoreStore, StoreBusyError
@@ -32,17 +32,29 @@ with duckdb.connect(sys.argv[1], read_only=True):
     sys.stdin.read()
 """
 
-_WRITE_AND_MERGE = """
-import sys
+_EIGHT_AT_ONCE = """
+import multiprocessing, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[3])
-from making import score_rows, segment_row
+import pyarrow.parquet as pq
 from resources.data_directory import DataDirectory
-data, shard = DataDirectory(Path(sys.argv[1])), sys.argv[2]
-data.score_files.write(shard, "scorer", score_rows(segment_row(shard, shard=shard)))
-print("ready", flush=True)
-sys.stdin.readline()
-data.score_store.merge(data.score_files)
+
+def write_and_merge(number):
+    data, shard = DataDirectory(Path(sys.argv[1])), f"s{number:06d}"
+    for round_number in range(2):
+        rows = pq.read_table(Path(sys.argv[2], f"{shard}_{round_number}.parquet"))
+        together.wait()
+        data.score_files.write(shard, "scorer", rows)
+        data.score_store.merge(data.score_files)
+
+# Forked, so that Python and its libraries start once and the eight do meet at the barrier.
+context = multiprocessing.get_context("fork")
+together = context.Barrier(8)
+processes = [context.Process(target=write_and_merge, args=[number]) for number in range(8)]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
+sys.exit(sum(process.exitcode != 0 for process in processes))
 """
 
 
@@ -95,7 +107,9 @@ def test_a_merge_takes_in_segments_frames_and_boxes(tmp_path: Path):
     data = directory(tmp_path)
     write(
         data,
-        segment_row("a", 0, frames=[frame_row(0, 0.25, box_count=2), frame_row(7, 0.0, box_count=0)]),
+        segment_row(
+            "a", 0, frames=[frame_row(0, 0.25, box_count=2), frame_row(7, 0.0, box_count=0)]
+        ),
         segment_row("a", 1, reason="decode_failed"),
     )
     assert data.score_store.merge(data.score_files) == ["s000001"]
@@ -264,10 +278,17 @@ def test_refreshing_the_catalog_replaces_what_was_shown(tmp_path: Path):
 
 def test_an_exception_in_the_door_undoes_what_was_done(tmp_path: Path):
     store = ScoreStore(tmp_path / "store.duckdb")
-    with pytest.raises(KeyError), store.connect() as connection:
-        connection.execute("CREATE TABLE half AS SELECT 1")
-        raise KeyError
-    names = store.query("SELECT table_name FROM information_schema.tables WHERE table_name = 'half'")
+
+    def fail_halfway() -> None:
+        with store.connect() as connection:
+            connection.execute("CREATE TABLE half AS SELECT 1")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_halfway()
+    names = store.query(
+        "SELECT table_name FROM information_schema.tables WHERE table_name = 'half'"
+    )
     assert names.num_rows == 0
 
 
@@ -275,7 +296,9 @@ def test_rejects_a_database_of_another_schema_version(tmp_path: Path):
     store = ScoreStore(tmp_path / "store.duckdb")
     with store.connect() as connection:
         connection.execute("UPDATE schema_version SET version = 99")
-    with pytest.raises(SchemaVersionError, match=f"version 99, .* writes {SCHEMA_VERSION}") as raised:
+    with pytest.raises(
+        SchemaVersionError, match=f"version 99, .* writes {SCHEMA_VERSION}"
+    ) as raised:
         store.query("SELECT 1")
     assert str(store.path) in str(raised.value)
     assert "move the file aside" in str(raised.value)
@@ -331,33 +354,16 @@ def test_a_process_that_holds_the_door_is_waited_for(tmp_path: Path):
 
 
 def test_eight_processes_that_merge_at_once_lose_nothing(tmp_path: Path):
-    shards = [f"s{number:06d}" for number in range(1, 9)]
-    tests = Path(__file__).parents[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", _WRITE_AND_MERGE, str(tmp_path), shard, str(tests)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for shard in shards
-    ]
-    try:
-        for process in processes:
-            wait_for(process, "ready")
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        assert [process.wait(timeout=120) for process in processes] == [0] * 8
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-    data = directory(tmp_path)
-    assert rows_of(data, "SELECT video_id FROM segment_scores ORDER BY ALL") == [
-        (shard,) for shard in shards
-    ]
-    assert rows_of(data, "SELECT count(*) FROM frame_scores") == [(8,)]
+    incoming, data = tmp_path / "incoming", directory(tmp_path / "data")
+    for number in range(8):
+        for round_number, ratio in enumerate((0.1, 0.3)):
+            shard, frames = f"s{number:06d}", [frame_row(0, ratio)]
+            rows = score_rows(segment_row(f"video{number}", frames=frames, shard=shard))
+            write_table(incoming / f"{shard}_{round_number}.parquet", rows)
+    command = [sys.executable, "-c", _EIGHT_AT_ONCE, str(data.path), str(incoming)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = rows_of(data, "SELECT video_id, text_area_ratio FROM frame_scores ORDER BY ALL")
+    assert found == [(f"video{number}", 0.3) for number in range(8)]
+    assert rows_of(data, "SELECT count(*) FROM segment_scores") == [(8,)]
     assert data.score_store.merge(data.score_files) == []

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ocr_assets.curation.selection import Metric, SeveralVideos, UnscoredPolicy
-from ocr_assets.settings import ENV_PREFIX, Settings, SettingsError, load_settings
+from ocr_assets.settings import ENV_PREFIX, SettingsError, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -191,10 +191,3 @@ def test_decodes_on_all_cores_but_no_more_than_16(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("os.cpu_count", lambda: None)
     assert load_settings().decode_process_count == 1
     assert load_settings(decode_processes=3).decode_process_count == 3
-
-
-@pytest.mark.parametrize("name", Settings.model_fields)
-def test_every_setting_is_described(name: str):
-    description = Settings.model_fields[name].description
-    assert description
-    assert description.endswith(".")

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -26,7 +27,7 @@ def listed(*sources: str | Path) -> list[str]:
     return [
         path
         for table in list_sources([str(source) for source in sources])
-        for videos in table.column("videos").to_pylist()
+        for videos in cast("list[list[str]]", table.column("videos").to_pylist())
         for path in videos
     ]
 
@@ -155,7 +156,7 @@ def test_a_manifests_samples_are_listed(tmp_path: Path):
 def test_a_bare_video_is_a_sample_that_data_juicer_can_load(tmp_path: Path):
     (clip,) = files(tmp_path, "clip.mp4")
     (table,) = list_sources([str(tmp_path)])
-    sample = json.loads(table.column(SAMPLE_JSON).to_pylist()[0])
+    sample = json.loads(str(table.column(SAMPLE_JSON)[0]))
     assert sample == {"videos": [clip], "text": DATA_JUICER_TEXT}
 
 
