@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 DATA ?= data
 
-.PHONY: help install demo test test-slow check format dev clean constraints
+.PHONY: help install demo test test-slow bench check format dev clean constraints
 
 help:  ## Show what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -21,6 +21,9 @@ test: $(VENV)/.installed-dev  ## Run the tests, with coverage.
 
 test-slow: $(VENV)/.installed-dev  ## Run the tests that take minutes.
 	$(BIN)/python -m pytest -m slow
+
+bench: install  ## Measure each detector's frames per second.
+	$(BIN)/python -m benchmarks.detectors
 
 check: $(VENV)/.installed-dev  ## Check format, lint and types.
 	$(BIN)/ruff format --check .

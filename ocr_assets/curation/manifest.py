@@ -185,7 +185,7 @@ def _rows(reader: "csv.DictReader[str]", path: Path) -> Iterator[dict[str, Any]]
     try:
         yield from reader
     except csv.Error as error:
-        raise ManifestError(f"{path} line {reader.line_num} is not CSV: {error}") from None
+        raise ManifestError(f"{path} line {reader.line_num + 1} is not CSV: {error}") from None
 
 
 def _absolute(videos: Any, manifest: Path, where: str) -> list[str]:

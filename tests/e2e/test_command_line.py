@@ -22,12 +22,15 @@ from resources.data_directory import DataDirectory
 COMMAND = Path(sys.executable).with_name("ocr-assets")
 
 
-def clips(folder: Path, count: int = 4, seconds: int = 2) -> Path:
-    """Textless clips of different content."""
+SIZE_PX = (160, 128)
+
+
+def clips(folder: Path, count: int) -> Path:
+    """Textless clips of two seconds and different content."""
     folder.mkdir()
     for number in range(count):
-        images = [numbered_image(number + index, (320, 240)) for index in range(10 * seconds)]
-        encode_video(folder / f"clip{number}.mp4", size_px=(320, 240), images=images)
+        images = [numbered_image(number + index, SIZE_PX) for index in range(20)]
+        encode_video(folder / f"clip{number}.mp4", size_px=SIZE_PX, images=images)
     return folder
 
 
@@ -125,11 +128,11 @@ class Run:
     def __init__(self, source: Path, out: Path) -> None:
         self.out = out
         self.process = subprocess.Popen(
-            [COMMAND, "run", str(source), "--out", str(out), "--sampler", "every(0.4)"],
+            [COMMAND, "run", str(source), "--out", str(out), "--sampler", "every(0.1)"],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "OCR_ASSETS_SHARD_TARGET_MEGAPIXELS": "0.5"},
+            env={**os.environ, "OCR_ASSETS_SHARD_TARGET_MEGAPIXELS": "0.1"},
             start_new_session=True,
         )
 
@@ -149,7 +152,7 @@ class Run:
 
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[Callable[[], Run]]:
-    source = clips(tmp_path / "clips", count=6)
+    source = clips(tmp_path / "clips", count=5)
     runs: list[Run] = []
 
     def start() -> Run:
@@ -159,7 +162,7 @@ def started(tmp_path: Path) -> Iterator[Callable[[], Run]]:
     yield start
     for run in runs:
         run.process.kill()
-        run.process.communicate()
+        run.process.wait()
 
 
 def unfinished_runs(out: Path) -> list[str]:
@@ -201,7 +204,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(started: Callable[[],
     assert claimed_slots(run.out) == 0
     again = started()
     assert again.finish()[0] == 0
-    assert scored_video_count(again.out) == 6
+    assert scored_video_count(again.out) == 5
 
 
 def test_a_killed_worker_costs_one_try_of_one_shard(started: Callable[[], Run]):
@@ -216,7 +219,7 @@ def test_a_killed_worker_costs_one_try_of_one_shard(started: Callable[[], Run]):
     os.kill(int(busy.tags[PROCESS_TAG].split("/")[1]), signal.SIGKILL)
     code, output = run.finish()
     assert code == 0, output
-    assert scored_video_count(run.out) == 6
+    assert scored_video_count(run.out) == 5
     assert unfinished_runs(run.out) == []
     assert claimed_slots(run.out) == 0
 
@@ -226,13 +229,13 @@ def test_a_killed_run_takes_its_workers_along_and_is_picked_up(started: Callable
     run.wait_until_scoring()
     children = psutil.Process(run.process.pid).children(recursive=True)
     run.process.kill()
-    run.process.communicate()
+    run.process.wait()
     psutil.wait_procs(children, timeout=10)
     assert [child for child in children if child.is_running()] == []
     again = started()
     code, output = again.finish()
     assert code == 0, output
-    assert scored_video_count(again.out) == 6
+    assert scored_video_count(again.out) == 5
     assert unfinished_runs(again.out) == []
     assert claimed_slots(again.out) == 0
 
