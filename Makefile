@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 DATA ?= data
 
+# Where this is set, every process would compile what it imports anew: 20 s for torch and EasyOCR.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help install demo test test-slow bench check format dev clean constraints
 
 help:  ## Show what there is.

@@ -10,14 +10,17 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from resources.detectors import DETECTOR_NAMES, load_detector
+
+if TYPE_CHECKING:
+    from multiprocessing.queues import Queue
 
 WIDTH_PX, HEIGHT_PX = 640, 384
 

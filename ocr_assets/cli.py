@@ -1,6 +1,7 @@
 """The command line: `ocr-assets`. Each command here reads its arguments and calls one function."""
 
 import logging
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -15,7 +16,13 @@ from ocr_assets.assembling import CatalogMissingError
 from ocr_assets.console import bar, console, stage_bars, table, tell_error
 from ocr_assets.curation.manifest import ManifestError
 from ocr_assets.curation.sampling import SamplerError
-from ocr_assets.curation.selection import Metric, RuleError, UnscoredPolicy, UnscoredSamplesError
+from ocr_assets.curation.selection import (
+    Metric,
+    RuleError,
+    SeveralVideos,
+    UnscoredPolicy,
+    UnscoredSamplesError,
+)
 from ocr_assets.curation.sources import SourceError
 from ocr_assets.instance import DagsterHomeError
 from ocr_assets.results import (
@@ -68,8 +75,20 @@ app = typer.Typer(
 Out = Annotated[
     Path | None,
     typer.Option(
-        "--out", "-o", metavar="DIR", help="Data directory. [default: data, or OCR_ASSETS_DATA_DIR]"
+        "--out",
+        "-o",
+        metavar="DIR",
+        help="Data directory. \\[default: data, or OCR_ASSETS_DATA_DIR]",
     ),
+]
+
+
+Sampler = Annotated[
+    str | None,
+    typer.Option(help="uniform(n), every(seconds) or keyframes. \\[default: uniform(3)]"),
+]
+Detector = Annotated[
+    str | None, typer.Option(help="craft (EasyOCR) or ppocr (PP-OCR). \\[default: craft]")
 ]
 
 
@@ -85,28 +104,27 @@ def run(
     ] = None,
     out: Out = None,
     max_ratio: Annotated[
-        float | None, typer.Option(help="Keep videos up to this ratio. [default: 0.07]")
+        float | None, typer.Option(help="Keep videos up to this ratio. \\[default: 0.07]")
     ] = None,
     min_ratio: Annotated[
-        float | None, typer.Option(help="Keep videos from this ratio on. [default: 0]")
+        float | None, typer.Option(help="Keep videos from this ratio on. \\[default: 0]")
     ] = None,
     metric: Annotated[
-        Metric | None, typer.Option(help="What is compared. [default: text_area_ratio_mean]")
+        Metric | None, typer.Option(help="What is compared. \\[default: text_area_ratio_mean]")
     ] = None,
     unscored: Annotated[
         UnscoredPolicy | None,
-        typer.Option(help="What happens to samples that cannot be judged. [default: drop]"),
+        typer.Option(help="What happens to samples that cannot be judged. \\[default: drop]"),
     ] = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option(help="uniform(n), every(seconds) or keyframes. [default: uniform(3)]"),
+    several_videos: Annotated[
+        SeveralVideos | None,
+        typer.Option(help="Keep samples when any, or all, of their videos pass. \\[default: any]"),
     ] = None,
-    detector: Annotated[
-        str | None, typer.Option(help="craft (EasyOCR) or ppocr (PP-OCR). [default: craft]")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cuda or cpu. [default: auto]")] = None,
+    sampler: Sampler = None,
+    detector: Detector = None,
+    device: Annotated[str | None, typer.Option(help="auto, cuda or cpu. \\[default: auto]")] = None,
     max_slots: Annotated[
-        int | None, typer.Option(help="At most so many OCR processes. [default: what fits]")
+        int | None, typer.Option(help="At most so many OCR processes. \\[default: what fits]")
     ] = None,
 ) -> None:
     """Scores the videos of SOURCE and writes the filtered dataset. Needs no daemon and no server.
@@ -127,6 +145,7 @@ def run(
             min_ratio=min_ratio,
             metric=metric,
             unscored=unscored,
+            several_videos=several_videos,
             sampler=sampler,
             detector=detector,
             device=device,
@@ -141,10 +160,12 @@ def run(
 def scores(
     out: Out = None,
     top: Annotated[int, typer.Option(min=1, help="How many videos to list.")] = 20,
+    sampler: Sampler = None,
+    detector: Detector = None,
 ) -> None:
     """Shows the videos with most text, the histogram of ratios, and the yield at each threshold."""
     with _errors_on_one_line():
-        settings = load_settings(data_dir=out)
+        settings = load_settings(data_dir=out, sampler=sampler, detector=detector)
         data = DataDirectory(settings.data_dir)
         scorer_id = Scorer(settings.sampler, detector_spec(settings.detector)).scorer_id
         counts = histogram(data, scorer_id)
@@ -241,7 +262,7 @@ def _show_places(settings: Settings) -> None:
     data = DataDirectory(settings.data_dir)
     console.print(f"Dataset   {data.dataset}", soft_wrap=True)
     console.print(f"Scores    {data.score_store.path}", soft_wrap=True)
-    home = settings.dagster_home.absolute()
+    home = os.environ.get("DAGSTER_HOME") or settings.dagster_home.absolute()
     console.print(
         f"In the UI DAGSTER_HOME={home} OCR_ASSETS_DATA_DIR={data.path} dagster dev",
         soft_wrap=True,

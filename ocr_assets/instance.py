@@ -1,4 +1,4 @@
-"""The Dagster instance: where it lies, its pool limits, and what dead processes left in it."""
+"""The Dagster instance: where it lies, and what dead processes left in it."""
 
 import os
 import socket
@@ -10,8 +10,6 @@ import dagster as dg
 import psutil
 import yaml
 
-from ocr_assets.assets.frames import DECODE_POOL
-from ocr_assets.assets.ocr_scores import OCR_POOL
 from ocr_assets.settings import Settings
 from resources.atomic_files import atomic_path
 
@@ -51,15 +49,6 @@ def open_instance(settings: Settings) -> dg.DagsterInstance:
 def _without_storage() -> Mapping[str, object]:
     config = yaml.safe_load(files("ocr_assets").joinpath("dagster.yaml").read_text())
     return {key: value for key, value in config.items() if key not in _STORAGE_KEYS}
-
-
-def set_pool_limits(instance: dg.DagsterInstance, ocr_slot_count: int) -> None:
-    """Sets how many steps of each pool may run at once.
-
-    One step decodes at a time, with as many processes as there are cores.
-    """
-    for pool, limit in ((OCR_POOL, ocr_slot_count), (DECODE_POOL, 1)):
-        instance.event_log_storage.set_concurrency_slots(pool, limit)
 
 
 def process_tags() -> dict[str, str]:

@@ -20,8 +20,8 @@ from ocr_assets.instance import (
     fail_runs_of_dead_processes,
     open_instance,
     process_tags,
-    set_pool_limits,
 )
+from ocr_assets.pools import set_pool_limits
 from ocr_assets.progress import Listener
 from ocr_assets.scoring import Scorer
 from ocr_assets.settings import Settings
@@ -94,8 +94,8 @@ def run_pipeline(
         Exception: What `videos` or `filtered_dataset` raised.
     """
     data = DataDirectory(settings.data_dir)
-    data.require_writable()
     list_sources(settings.source)
+    data.require_writable()
     require_weights(settings.detector, settings.weights)
     with open_instance(settings) as instance:
         revived = fail_runs_of_dead_processes(instance)

@@ -79,7 +79,7 @@ class Scorer:
         return scorer_id(sampler=self.sampler, detector_digest=self.detector.digest())
 
     def row(self) -> dict[str, str]:
-        """What the table `scorers` tells of it."""
+        """What every score row, and the table `scorers`, tells of it."""
         return {
             "scorer_id": self.scorer_id,
             "sampler": self.sampler,
@@ -145,7 +145,7 @@ def score_shard(
     table = pa.Table.from_pylist(
         [
             {
-                "scorer_id": scorer.scorer_id,
+                **scorer.row(),
                 "shard": shard,
                 "video_id": entry["video_id"],
                 "segment_index": entry["segment_index"],

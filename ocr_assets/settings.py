@@ -75,8 +75,8 @@ class Settings(BaseSettings):
     )
     weights: Path | None = Field(
         default=None,
-        description="Folder or file with craft_mlt_25k.pth. Unset: the weights package, then"
-        " EasyOCR's own folder.",
+        description="The detector's weights: the file, or the folder that holds it. Unset: for"
+        " craft the weights package, then EasyOCR's own folder; for ppocr RapidOCR's package.",
     )
     device: Literal["auto", "cuda", "cpu"] = Field(
         default="auto",

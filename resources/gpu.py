@@ -128,6 +128,11 @@ class GpuResource(dg.ConfigurableResource):
             yield OcrWorker(lease, detector)
 
     def _wants_cuda(self, reading: NvmlReading) -> bool:
+        if self.detector == "ppocr" and self.device == "cuda":
+            raise NoDeviceError(
+                "detector ppocr runs on the CPU only, but device is cuda; set device to auto or"
+                " cpu, or detector to craft"
+            )
         if self.device == "cpu" or self.detector == "ppocr":
             return False
         if reading.devices:

@@ -39,8 +39,7 @@ CREATE TABLE IF NOT EXISTS scorers (
     sampler VARCHAR,
     detector VARCHAR,
     weights_sha256 VARCHAR,
-    parameters VARCHAR,     -- JSON
-    first_used_at TIMESTAMPTZ
+    parameters VARCHAR      -- JSON
 );
 
 CREATE TABLE IF NOT EXISTS segment_scores (

@@ -39,6 +39,11 @@ _FRAME = pa.struct(
 SCORES_SCHEMA = pa.schema(
     [
         pa.field("scorer_id", pa.string(), nullable=False),
+        # What the id stands for.
+        pa.field("sampler", pa.string(), nullable=False),
+        pa.field("detector", pa.string(), nullable=False),
+        pa.field("weights_sha256", pa.string(), nullable=False),
+        pa.field("parameters", pa.string(), nullable=False),
         pa.field("shard", pa.string(), nullable=False),
         pa.field("video_id", pa.string(), nullable=False),
         pa.field("segment_index", pa.int32(), nullable=False),

@@ -8,9 +8,8 @@ place with the next one.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -110,23 +109,6 @@ class ScoreStore:
                 connection.execute(f"DELETE FROM {name}")  # noqa: S608 a name from this file
                 _insert(connection, name, table)
 
-    def register_scorer(self, row: Mapping[str, str]) -> None:
-        """Notes what a scorer id stands for, once.
-
-        Args:
-            row: `scorer_id`, `sampler`, `detector`, `weights_sha256`, `parameters` (JSON).
-
-        Raises:
-            StoreBusyError: As `connect`.
-        """
-        table = pa.Table.from_pylist([{**row, "first_used_at": datetime.now(UTC)}])
-        with self.connect() as connection:
-            known = connection.execute(
-                "SELECT count(*) FROM scorers WHERE scorer_id = ?", [row["scorer_id"]]
-            ).fetchone()
-            if known == (0,):
-                _insert(connection, "scorers", table)
-
     def merge(self, score_files: ScoreFiles) -> list[str]:
         """Takes in every score file that is new or has changed since it was last taken in.
 
@@ -186,6 +168,15 @@ _SHARD_TABLES = ("segment_scores", "frame_scores", "text_boxes", "merged_score_f
 def _replace_shard(connection: duckdb.DuckDBPyConnection, shard: str, path: Path) -> None:
     for table in _SHARD_TABLES:
         connection.execute(f"DELETE FROM {table} WHERE shard = ?", [shard])  # noqa: S608
+    connection.execute(
+        """
+        INSERT INTO scorers BY NAME
+        SELECT DISTINCT scorer_id, sampler, detector, weights_sha256, parameters
+        FROM read_parquet(?) AS incoming
+        WHERE NOT EXISTS (SELECT 1 FROM scorers AS s WHERE s.scorer_id = incoming.scorer_id)
+        """,
+        [str(path)],
+    )
     connection.execute(
         """
         INSERT INTO segment_scores BY NAME

@@ -212,6 +212,10 @@ def segment_row(
     given = [frame_row()] if frames is None else frames
     return {
         "scorer_id": scorer_id,
+        "sampler": "uniform(3)",
+        "detector": "craft",
+        "weights_sha256": "0" * 64,
+        "parameters": "{}",
         "shard": shard,
         "video_id": video_id,
         "segment_index": segment_index,

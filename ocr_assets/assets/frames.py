@@ -9,12 +9,11 @@ from ocr_assets.assets.videos import videos
 from ocr_assets.decoding import decode_shard
 from ocr_assets.metadata import Metadata, frames_metadata
 from ocr_assets.partitions import SHARDS
+from ocr_assets.pools import DECODE_POOL
 from ocr_assets.progress import reporter
 from ocr_assets.settings import Settings
 from resources.data_directory import DataDirectory
 from resources.worker_pool import worker_pool
-
-DECODE_POOL = "decode"
 
 
 @dg.asset(

@@ -6,14 +6,13 @@ from ocr_assets.assets.frames import frames
 from ocr_assets.assets.shards import materialize_shards
 from ocr_assets.metadata import Metadata, scores_metadata
 from ocr_assets.partitions import SHARDS
+from ocr_assets.pools import OCR_POOL
 from ocr_assets.progress import reporter
-from ocr_assets.scoring import Scorer, score_shard
+from ocr_assets.scoring import score_shard
 from ocr_assets.settings import Settings
 from resources.data_directory import DataDirectory
 from resources.gpu import GpuResource
 from resources.score_store import StoreBusyError
-
-OCR_POOL = "ocr_gpu"
 
 
 @dg.asset(
@@ -42,16 +41,15 @@ def ocr_scores(
                 batch_px=int(settings.batch_megapixels * 1e6),
                 on_progress=reporter(context, "ocr_scores", shard),
             )
-            pending = _merge(context, data, scorer)
+            pending = _merge(context, data)
             path = data.score_files.path(shard)
             return scores_metadata(scorer, summary, worker.lease, path, pending)
 
         return materialize_shards(context, score)
 
 
-def _merge(context: dg.AssetExecutionContext, data: DataDirectory, scorer: Scorer) -> str | None:
+def _merge(context: dg.AssetExecutionContext, data: DataDirectory) -> str | None:
     try:
-        data.score_store.register_scorer(scorer.row())
         data.score_store.merge(data.score_files)
     except StoreBusyError as error:
         context.log.warning("scores are safe, DuckDB will show them later: %s", error)

@@ -25,7 +25,8 @@ PPOCR_WEIGHTS_SHA256 = "090f04abcd9d9a7498bc4ebf677e4cb9bdce1fe4197ddb7e529f1ef4
 
 _CRAFT_FIX = (
     "install them with `pip install 'ocr-assets[weights]'`, or let EasyOCR download them: "
-    "`python -c \"import easyocr; easyocr.Reader(['en'], recognizer=False)\"`"
+    '`python -c "from resources.detectors.torchvision_ops import ensure_torchvision_imports as e;'
+    " e(); import easyocr; easyocr.Reader(['en'], gpu=False, recognizer=False)\"`"
 )
 _PPOCR_FIX = "they come with the wheel: `pip install --force-reinstall 'rapidocr>=3.10,<3.11'`"
 

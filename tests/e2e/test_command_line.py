@@ -128,7 +128,17 @@ class Run:
     def __init__(self, source: Path, out: Path) -> None:
         self.out = out
         self.process = subprocess.Popen(
-            [COMMAND, "run", str(source), "--out", str(out), "--sampler", "every(0.1)"],
+            [
+                COMMAND,
+                "run",
+                str(source),
+                "--out",
+                str(out),
+                "--sampler",
+                "every(0.2)",
+                "--max-slots",
+                "1",
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -163,6 +173,8 @@ def started(tmp_path: Path) -> Iterator[Callable[[], Run]]:
     for run in runs:
         run.process.kill()
         run.process.wait()
+        assert run.process.stdout
+        run.process.stdout.close()
 
 
 def unfinished_runs(out: Path) -> list[str]:

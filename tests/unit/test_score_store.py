@@ -199,7 +199,6 @@ def test_a_video_is_scored_only_when_all_of_it_is(tmp_path: Path):
     }
     write_catalog(data.catalog, segment_counts, file_rows=[missing_file_row("/videos/gone.mp4")])
     data.score_store.refresh_catalog(data.catalog)
-    data.score_store.register_scorer(scorer())
     write(
         data,
         segment_row("whole", 0),
@@ -224,7 +223,6 @@ def test_a_video_that_gave_no_frame_at_all_is_listed_as_unscored(tmp_path: Path)
     data = directory(tmp_path)
     write_catalog(data.catalog, {"a": 2})
     data.score_store.refresh_catalog(data.catalog)
-    data.score_store.register_scorer(scorer())
     write(data, segment_row("a", 0, frames=[]), segment_row("a", 1, frames=[]))
     data.score_store.merge(data.score_files)
     assert scored(data) == set()
@@ -243,27 +241,21 @@ def test_a_file_outside_the_sources_is_not_listed_as_still_to_be_scored(tmp_path
         segments=data.catalog.segments(),
         samples=[],
     )
+    write(data, segment_row("b"))
     data.score_store.refresh_catalog(data.catalog)
-    data.score_store.register_scorer(scorer())
+    data.score_store.merge(data.score_files)
     assert unscored(data) == set()
 
 
-def scorer(scorer_id: str = "scorer") -> dict[str, str]:
-    return {
-        "scorer_id": scorer_id,
-        "sampler": "uniform(3)",
-        "detector": "craft",
-        "weights_sha256": "0" * 64,
-        "parameters": "{}",
-    }
-
-
-def test_a_scorer_is_noted_once(tmp_path: Path):
+def test_a_scorer_is_noted_once_and_again_after_the_database_is_gone(tmp_path: Path):
     data = directory(tmp_path)
-    for scorer_id in ("one", "two", "one"):
-        data.score_store.register_scorer(scorer(scorer_id))
-    found = rows_of(data, "SELECT scorer_id, detector FROM scorers ORDER BY ALL")
-    assert found == [("one", "craft"), ("two", "craft")]
+    write(data, segment_row("a", scorer_id="one"), segment_row("b", scorer_id="one"))
+    write(data, segment_row("a", scorer_id="two", shard="s000002"), shard="s000002")
+    for _ in range(2):
+        data.score_store.merge(data.score_files)
+        found = rows_of(data, "SELECT scorer_id, detector FROM scorers ORDER BY ALL")
+        assert found == [("one", "craft"), ("two", "craft")]
+        data.score_store.path.unlink()
 
 
 def test_refreshing_the_catalog_replaces_what_was_shown(tmp_path: Path):
