@@ -187,7 +187,11 @@ class _Shards:
             "frames": min(1, len(plan.to_decode)),
             "ocr_scores": min(plan.devices.slot_count, len(plan.to_score)),
         }
-        self._idle: dict[str, list[Worker]] = {"frames": [], "ocr_scores": []}
+        # All at once, so that OCR workers import torch while the first frames are decoded.
+        self._idle = {
+            asset: [Worker(settings, asset) for _ in range(count)]
+            for asset, count in self._places.items()
+        }
         self._busy: dict[Future[None], tuple[Worker, _Task]] = {}
 
     def work(self) -> None:
@@ -213,10 +217,14 @@ class _Shards:
         for asset, tasks in self._waiting.items():
             while tasks and self._places[asset]:
                 self._places[asset] -= 1
-                worker = self._idle[asset].pop() if self._idle[asset] else Worker(self._settings)
+                worker = self._idle_worker(asset)
                 task = tasks.pop(0)
                 self._busy[worker.materialize(task.asset, task.shard)] = (worker, task)
         return bool(self._busy)
+
+    def _idle_worker(self, asset: str) -> Worker:
+        idle = self._idle[asset]
+        return idle.pop() if idle else Worker(self._settings, asset)
 
     def _finish(self, future: "Future[None]") -> None:
         worker, task = self._busy.pop(future)

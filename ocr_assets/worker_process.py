@@ -15,6 +15,7 @@ import dagster as dg
 from ocr_assets import progress
 from ocr_assets.progress import ProgressEvent
 from ocr_assets.settings import Settings
+from resources.detectors import import_detector
 from resources.worker_pool import die_with_parent
 
 _context = multiprocessing.get_context("spawn")
@@ -25,12 +26,16 @@ class Worker:
 
     Args:
         settings: What its assets are configured with.
+        asset: The asset it is meant for: what that needs is imported while nothing waits for it.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, asset: str) -> None:
         self._events, sender = _context.Pipe(duplex=False)
         self._executor = ProcessPoolExecutor(
-            max_workers=1, mp_context=_context, initializer=_start, initargs=(settings, sender)
+            max_workers=1,
+            mp_context=_context,
+            initializer=_start,
+            initargs=(settings, asset, sender),
         )
         self._pid = self._executor.submit(os.getpid)
         # The child has its own copy now; with ours closed, its death is an end of file.
@@ -71,13 +76,17 @@ class Worker:
                 return
 
 
-def _start(settings: Settings, sender: Connection) -> None:
+def _start(settings: Settings, asset: str, sender: Connection) -> None:
     # Out of the terminal's group: on Ctrl-C the runner decides who stops, and when.
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
     progress.listen(sender.send)
     _state["settings"] = settings
+    import ocr_assets.definitions  # noqa: F401
+
+    if asset == "ocr_scores":
+        import_detector(settings.detector)
 
 
 _state: dict[str, Settings] = {}

@@ -64,6 +64,17 @@ def load_detector(
     return PpOcrDetector(require_weights(name, weights), thread_count=thread_count)
 
 
+def import_detector(name: str) -> None:
+    """Imports what a detector runs on, which takes longer than loading it; touches no device."""
+    if name == "craft":
+        from resources.detectors.torchvision_ops import ensure_torchvision_imports
+
+        ensure_torchvision_imports()
+        import easyocr  # noqa: F401
+    else:
+        import onnxruntime  # noqa: F401
+
+
 def require_weights(name: str, weights: Path | None = None) -> Path:
     """Finds and verifies a detector's weights without loading them.
 

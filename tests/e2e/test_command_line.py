@@ -236,6 +236,7 @@ def test_a_killed_worker_costs_one_try_of_one_shard(started: Callable[[], Run]):
     assert claimed_slots(run.out) == 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_takes_its_workers_along_and_is_picked_up(started: Callable[[], Run]):
     run = started()
     run.wait_until_scoring()
