@@ -28,8 +28,7 @@ from resources.vram import (
 )
 
 CPU_THREADS_PER_SLOT = 1
-"""Threads of one worker on a CPU. One each wastes none on waiting for another: measured on 2 cores
-by `make bench`, two workers of one thread score more frames than one worker of two."""
+"""Threads of one worker on a CPU. `make bench` compares the ways to share the cores out."""
 
 
 class NoDeviceError(Exception):

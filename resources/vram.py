@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 DEFAULT_NEED_MIB = 2048
-"""What one EasyOCR worker takes until its peak was measured, in MiB. Data-Juicer states about 2 GB
-per EasyOCR model (data_juicer/ops/filter/video_ocr_area_ratio_filter.py)."""
+"""What one EasyOCR worker takes until its peak was measured, in MiB: about 2 GB per model, as
+reported to Data-Juicer (github.com/datajuicer/data-juicer, thread 353)."""
 
 CPU_DEVICE = "cpu"
 """The pseudo device whose slots workers take on a machine without a usable GPU."""
