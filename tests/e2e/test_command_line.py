@@ -177,6 +177,17 @@ def started(tmp_path: Path) -> Iterator[Callable[[], Run]]:
         run.process.stdout.close()
 
 
+def scoring_run(run: Run) -> dg.DagsterRun:
+    """A Dagster run that scores a shard right now."""
+    started = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])
+    with dg.DagsterInstance.from_config(str(run.out / "dagster")) as instance:
+        while run.process.poll() is None:
+            for record in instance.get_runs(started):
+                if dg.AssetKey("ocr_scores") in (record.asset_selection or set()):
+                    return record
+    raise AssertionError("every shard was scored before one could be caught at it")
+
+
 def unfinished_runs(out: Path) -> list[str]:
     with dg.DagsterInstance.from_config(str(out / "dagster")) as instance:
         statuses = [run.status for run in instance.get_runs()]
@@ -222,15 +233,14 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(started: Callable[[],
 def test_a_killed_worker_costs_one_try_of_one_shard(started: Callable[[], Run]):
     run = started()
     run.wait_until_scoring()
-    with dg.DagsterInstance.from_config(str(run.out / "dagster")) as instance:
-        [busy, *_] = [
-            record
-            for record in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
-            if dg.AssetKey("ocr_scores") in (record.asset_selection or set())
-        ] or pytest.skip("no shard was being scored at the moment of the kill")
-    os.kill(int(busy.tags[PROCESS_TAG].split("/")[1]), signal.SIGKILL)
+    victim = scoring_run(run)
+    os.kill(int(victim.tags[PROCESS_TAG].split("/")[1]), signal.SIGKILL)
     code, output = run.finish()
     assert code == 0, output
+    with dg.DagsterInstance.from_config(str(run.out / "dagster")) as instance:
+        ended = instance.get_run_by_id(victim.run_id)
+    assert ended is not None
+    assert ended.status is dg.DagsterRunStatus.FAILURE
     assert scored_video_count(run.out) == 5
     assert unfinished_runs(run.out) == []
     assert claimed_slots(run.out) == 0
