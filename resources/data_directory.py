@@ -4,8 +4,10 @@ from pathlib import Path
 
 from resources.catalog_store import CatalogStore
 from resources.frame_store import FrameStore
+from resources.memory_records import MemoryRecords
 from resources.score_files import ScoreFiles
 from resources.score_store import ScoreStore
+from resources.usage_files import UsageFiles
 
 
 class DataDirectory:
@@ -16,6 +18,8 @@ class DataDirectory:
         catalog: What discovery knows.
         frames: Sampled frames by shard.
         score_files: Scores by shard, the record.
+        memory_records: What workers were measured to need.
+        usage_files: What scoring took of its device, by shard.
         score_store: DuckDB, the copy that people query.
     """
 
@@ -24,6 +28,8 @@ class DataDirectory:
         self.catalog = CatalogStore(self.path / "catalog")
         self.frames = FrameStore(self.path / "frames")
         self.score_files = ScoreFiles(self.path / "scores")
+        self.memory_records = MemoryRecords(self.path / "worker_memory.parquet")
+        self.usage_files = UsageFiles(self.path / "usage")
         self.score_store = ScoreStore(self.path / "ocr_assets.duckdb")
 
     @property

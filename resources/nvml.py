@@ -8,7 +8,7 @@ neither pynvml nor the driver's library. All memory is in MiB (2**20 bytes).
 import os
 import re
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -90,6 +90,24 @@ class NvmlReading:
 
 
 @dataclass(frozen=True)
+class DeviceUsage:
+    """What one device carried at one moment.
+
+    Attributes:
+        total_mib: All its memory, in MiB.
+        used_mib: Memory in use by anybody, in MiB.
+        own_mib: Memory that this process uses on it, in MiB; None where that is not told, as in a
+            container, where the driver knows this process by another id.
+        utilization_percent: How busy it was, in [0, 100]; None where that is not told.
+    """
+
+    total_mib: int
+    used_mib: int
+    own_mib: int | None
+    utilization_percent: int | None
+
+
+@dataclass(frozen=True)
 class _Card:
     """A physical GPU: what CUDA can use of it, or why nothing. A lost one may not tell its UUID."""
 
@@ -129,6 +147,28 @@ def read_devices(environ: Mapping[str, str] | None = None) -> NvmlReading:
     return _reading(cards, chosen, visible)
 
 
+@contextmanager
+def device_reader(uuid: str) -> Generator[Callable[[], DeviceUsage | None], None, None]:
+    """Keeps NVML open while the body runs, so that one device can be read often and cheaply.
+
+    NVML counts who opened it: `read_devices` may open and close it meanwhile.
+
+    Args:
+        uuid: NVML's, in full, of a GPU or of a MIG instance.
+
+    Yields:
+        A function that reads the device as it is now, for one thread. It gives None where there is
+        no driver or no such device and where the device is lost; one that is back is read again.
+    """
+    import pynvml
+
+    with ExitStack() as stack:
+        # If it does not open, every read answers "uninitialized", which is None like the others.
+        with suppress(pynvml.NVMLError):
+            stack.enter_context(_nvml())
+        yield _DeviceReader(uuid)
+
+
 def device_memory(device: GpuDevice, *, own_pids: Collection[int], need_mib: int) -> DeviceMemory:
     """The device as `plan_slots` takes it.
 
@@ -147,6 +187,26 @@ def device_memory(device: GpuDevice, *, own_pids: Collection[int], need_mib: int
         used_mib=device.used_mib, process_mib=process_mib, own_pids=own_pids, need_mib=need_mib
     )
     return DeviceMemory(device.uuid, device.name, device.total_mib, strangers)
+
+
+class _DeviceReader:
+    """Reads one device as often as it is called, in one thread."""
+
+    def __init__(self, uuid: str) -> None:
+        self._uuid = uuid
+        self._handle: Any = None
+
+    def __call__(self) -> DeviceUsage | None:
+        import pynvml
+
+        try:
+            if self._handle is None:
+                self._handle = pynvml.nvmlDeviceGetHandleByUUID(self._uuid)
+            return _read_usage(self._handle)
+        except pynvml.NVMLError:
+            # A device that fell off the bus and is back has another handle.
+            self._handle = None
+            return None
 
 
 @contextmanager
@@ -209,6 +269,19 @@ def _read_device(handle: Any, index: int, parent_uuid: str | None) -> GpuDevice:
         processes=_read_processes(handle),
         is_mig=parent_uuid is not None,
         parent_uuid=parent_uuid,
+    )
+
+
+def _read_usage(handle: Any) -> DeviceUsage:
+    import pynvml
+
+    memory: Any = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    own = [process for process in _read_processes(handle) if process.pid == os.getpid()]
+    return DeviceUsage(
+        total_mib=memory.total // _BYTES_PER_MIB,
+        used_mib=-(-memory.used // _BYTES_PER_MIB),
+        own_mib=own[0].used_mib if own else None,
+        utilization_percent=_read_utilization(handle),
     )
 
 

@@ -1,5 +1,7 @@
 -- Everything that people query, in one place. All of it can be rebuilt from the Parquet files.
 -- No primary keys and no upserts: the same statements work on a DuckDB file and on DuckLake.
+-- A database of an older version is brought up by running all of it again, so every statement here
+-- creates what is missing or replaces a view, and a table that exists is never changed.
 
 CREATE TABLE IF NOT EXISTS video_files (
     path VARCHAR,
@@ -82,6 +84,42 @@ CREATE TABLE IF NOT EXISTS merged_score_files (
     shard VARCHAR,
     size_bytes BIGINT,
     mtime_ns BIGINT
+);
+
+CREATE TABLE IF NOT EXISTS gpu_samples (
+    shard VARCHAR,
+    run_id VARCHAR,
+    process_id BIGINT,
+    host VARCHAR,
+    device_uuid VARCHAR,    -- or cpu
+    device_name VARCHAR,
+    slot_index INTEGER,
+    sampled_at TIMESTAMPTZ,
+    elapsed_seconds DOUBLE,
+    device_used_mib BIGINT,
+    device_total_mib BIGINT,
+    process_mib BIGINT,     -- null where nothing tells, as is the next
+    utilization_percent INTEGER
+);
+
+CREATE TABLE IF NOT EXISTS merged_usage_files (
+    shard VARCHAR,
+    size_bytes BIGINT,
+    mtime_ns BIGINT
+);
+
+CREATE TABLE IF NOT EXISTS worker_memory (
+    detector VARCHAR,
+    weights_sha256 VARCHAR,
+    dtype VARCHAR,
+    device_name VARCHAR,
+    host VARCHAR,
+    height_px INTEGER,
+    width_px INTEGER,
+    frame_count INTEGER,    -- in one batch
+    peak_mib BIGINT,
+    is_out_of_memory BOOLEAN,
+    measured_at TIMESTAMPTZ
 );
 
 CREATE TABLE IF NOT EXISTS dataset (

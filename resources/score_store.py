@@ -8,7 +8,7 @@ place with the next one.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -20,13 +20,16 @@ from filelock import FileLock, Timeout
 
 from resources.catalog_store import CatalogStore
 from resources.score_files import ScoreFiles
+from resources.usage_files import UsageFiles
 
-SCHEMA_VERSION = 1
-"""Raised whenever `schema.sql` changes."""
+SCHEMA_VERSION = 2
+"""Raised whenever `schema.sql` changes. A database of an older version is brought up by running the
+file again, so it may gain tables and change views, but never change a table that exists. Version 2
+added `gpu_samples`, `worker_memory` and `merged_usage_files`."""
 
 
 class SchemaVersionError(Exception):
-    """The database was written by another version of this project. The message says what to do."""
+    """The database was written by a newer version of this project. The message says what to do."""
 
 
 class StoreBusyError(Exception):
@@ -54,6 +57,7 @@ class ScoreStore:
             back when it does not.
 
         Raises:
+            SchemaVersionError: If a newer version of this project wrote the database.
             StoreBusyError: If the database was not to be had within `wait_seconds`.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,38 +113,37 @@ class ScoreStore:
                 connection.execute(f"DELETE FROM {name}")  # noqa: S608 a name from this file
                 _insert(connection, name, table)
 
-    def merge(self, score_files: ScoreFiles) -> list[str]:
-        """Takes in every score file that is new or has changed since it was last taken in.
+    def merge(
+        self,
+        score_files: ScoreFiles,
+        usage_files: UsageFiles | None = None,
+        worker_memory: pa.Table | None = None,
+    ) -> list[str]:
+        """Takes in every file that is new or has changed since it was last taken in.
 
         One transaction; doing it again changes nothing.
 
+        Args:
+            score_files: The scores.
+            usage_files: What scoring took of its devices; None leaves `gpu_samples` alone.
+            worker_memory: What replaces all rows of `worker_memory`; None leaves them alone.
+
         Returns:
-            The shards that were taken in.
+            The shards whose scores were taken in.
 
         Raises:
             StoreBusyError: As `connect`. Nothing is lost: the next merge takes the files along.
         """
         with self.connect() as connection:
-            merged = {
-                shard: (size_bytes, mtime_ns)
-                for shard, size_bytes, mtime_ns in connection.execute(
-                    "SELECT shard, size_bytes, mtime_ns FROM merged_score_files"
-                ).fetchall()
-            }
-            # Stamped before the file is read: a file replaced meanwhile is taken in once more.
-            stamps = {path: path.stat() for path in score_files.all_paths()}
-            pending = {
-                path.stem: (path, stamp)
-                for path, stamp in stamps.items()
-                if merged.get(path.stem) != (stamp.st_size, stamp.st_mtime_ns)
-            }
-            for shard, (path, stamp) in pending.items():
-                _replace_shard(connection, shard, path)
-                connection.execute(
-                    "INSERT INTO merged_score_files VALUES (?, ?, ?)",
-                    [shard, stamp.st_size, stamp.st_mtime_ns],
-                )
-        return list(pending)
+            shards = _take_in(
+                connection, "merged_score_files", score_files.all_paths(), _replace_scores
+            )
+            if usage_files is not None:
+                _take_in(connection, "merged_usage_files", usage_files.all_paths(), _replace_usage)
+            if worker_memory is not None:
+                connection.execute("DELETE FROM worker_memory")
+                _insert(connection, "worker_memory", worker_memory)
+        return shards
 
     def replace_dataset(self, rows: pa.Table) -> None:
         """Shows the filtered dataset: replaces `dataset`.
@@ -162,11 +165,38 @@ class ScoreStore:
             return connection.execute(sql, parameters or []).to_arrow_table()
 
 
-_SHARD_TABLES = ("segment_scores", "frame_scores", "text_boxes", "merged_score_files")
+def _take_in(
+    connection: duckdb.DuckDBPyConnection,
+    stamps_table: str,
+    paths: Iterable[Path],
+    replace: Callable[[duckdb.DuckDBPyConnection, str, Path], None],
+) -> list[str]:
+    """Replaces the rows of each shard whose file is not as `stamps_table` has it; gives them."""
+    merged = {
+        shard: (size_bytes, mtime_ns)
+        for shard, size_bytes, mtime_ns in connection.execute(
+            f"SELECT shard, size_bytes, mtime_ns FROM {stamps_table}"  # noqa: S608
+        ).fetchall()
+    }
+    # Stamped before the file is read: a file replaced meanwhile is taken in once more.
+    stamps = {path: path.stat() for path in paths}
+    pending = {
+        path.stem: (path, stamp)
+        for path, stamp in stamps.items()
+        if merged.get(path.stem) != (stamp.st_size, stamp.st_mtime_ns)
+    }
+    for shard, (path, stamp) in pending.items():
+        replace(connection, shard, path)
+        connection.execute(f"DELETE FROM {stamps_table} WHERE shard = ?", [shard])  # noqa: S608
+        connection.execute(
+            f"INSERT INTO {stamps_table} VALUES (?, ?, ?)",  # noqa: S608
+            [shard, stamp.st_size, stamp.st_mtime_ns],
+        )
+    return list(pending)
 
 
-def _replace_shard(connection: duckdb.DuckDBPyConnection, shard: str, path: Path) -> None:
-    for table in _SHARD_TABLES:
+def _replace_scores(connection: duckdb.DuckDBPyConnection, shard: str, path: Path) -> None:
+    for table in ("segment_scores", "frame_scores", "text_boxes"):
         connection.execute(f"DELETE FROM {table} WHERE shard = ?", [shard])  # noqa: S608
     connection.execute(
         """
@@ -215,6 +245,11 @@ def _replace_shard(connection: duckdb.DuckDBPyConnection, shard: str, path: Path
     )
 
 
+def _replace_usage(connection: duckdb.DuckDBPyConnection, shard: str, path: Path) -> None:
+    connection.execute("DELETE FROM gpu_samples WHERE shard = ?", [shard])
+    connection.execute("INSERT INTO gpu_samples BY NAME SELECT * FROM read_parquet(?)", [str(path)])
+
+
 def _insert(connection: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:
     connection.register("incoming", table)
     connection.execute(f"INSERT INTO {name} BY NAME SELECT * FROM incoming")  # noqa: S608
@@ -225,14 +260,17 @@ def _ensure_schema(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     connection.execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER)")
     found = connection.execute("SELECT max(version) FROM schema_version").fetchone()
     version = found[0] if found else None
-    if version is None:
-        connection.execute(files("resources").joinpath("schema.sql").read_text())
-        connection.execute("INSERT INTO schema_version VALUES (?)", [SCHEMA_VERSION])
-    elif version != SCHEMA_VERSION:
+    if version is not None and version > SCHEMA_VERSION:
         raise SchemaVersionError(
-            f"{path} has schema version {version}, this ocr_assets writes {SCHEMA_VERSION}; move"
-            " the file aside: the next run builds it again from the Parquet files"
+            f"{path} has schema version {version}, this ocr_assets writes {SCHEMA_VERSION}; update"
+            " ocr_assets, or move the file aside: the next run builds it again from the Parquet"
+            " files"
         )
+    if version != SCHEMA_VERSION:
+        # Creates what is missing, whether that is everything or what came since an older version.
+        connection.execute(files("resources").joinpath("schema.sql").read_text())
+        connection.execute("DELETE FROM schema_version")
+        connection.execute("INSERT INTO schema_version VALUES (?)", [SCHEMA_VERSION])
 
 
 def _first_line(error: Exception) -> str:

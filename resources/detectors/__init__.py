@@ -64,6 +64,36 @@ def load_detector(
     return PpOcrDetector(require_weights(name, weights), thread_count=thread_count)
 
 
+def network_input_size(name: str, height_px: int, width_px: int) -> tuple[int, int]:
+    """The size of what a detector's network is fed for a frame, resized and padded.
+
+    Loads no model and imports neither torch nor the detector's libraries.
+
+    Args:
+        name: One of `DETECTOR_NAMES`; the detector has its default parameters.
+        height_px: Height of the frame, at least 1.
+        width_px: Width of the frame, at least 1.
+
+    Returns:
+        Height and width in pixels.
+
+    Raises:
+        ValueError: If there is no detector of that name, or the detector cannot score frames of
+            that size; the message is the one with which it refuses them.
+    """
+    if height_px < 1 or width_px < 1:
+        raise ValueError(f"a frame has at least 1 pixel on each side, got {width_px}x{height_px}")
+    if name == "craft":
+        from resources.detectors.craft import craft_input_size
+
+        return craft_input_size(height_px, width_px)
+    if name == "ppocr":
+        from resources.detectors.ppocr import ppocr_input_size
+
+        return ppocr_input_size(height_px, width_px)
+    raise _unknown(name)
+
+
 def import_detector(name: str) -> None:
     """Imports what a detector runs on, which takes longer than loading it; touches no device."""
     if name == "craft":

@@ -80,6 +80,14 @@ class TextDetector(Protocol):
         """What this detector's scores are filed under."""
         ...
 
+    def warm_up(self, height_px: int, width_px: int) -> None:
+        """Runs the network once on a black frame of that size, so that the first batch is not slow.
+
+        Raises:
+            ValueError: If the size cannot be scored.
+        """
+        ...
+
     def detect(self, frames: NDArray[np.uint8]) -> Sequence[TextBoxes]:
         """Finds the text in frames of one size.
 

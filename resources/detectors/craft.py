@@ -74,6 +74,37 @@ def craft_spec(parameters: CraftParameters = _DEFAULTS) -> DetectorSpec:
     )
 
 
+def craft_input_size(
+    height_px: int, width_px: int, parameters: CraftParameters = _DEFAULTS
+) -> tuple[int, int]:
+    """The size to which a frame is resized and padded for the network.
+
+    The arithmetic is that of easyocr 1.7.2, imgproc.py, `resize_aspect_ratio`. Imports neither
+    torch nor easyocr.
+
+    Args:
+        height_px: Height of the frame, at least 1.
+        width_px: Width of the frame, at least 1.
+        parameters: EasyOCR's parameters.
+
+    Returns:
+        Height and width in pixels, multiples of 32.
+
+    Raises:
+        ValueError: If the frame's shorter side vanishes on the canvas.
+    """
+    longest_px = max(height_px, width_px)
+    magnification = min(parameters.mag_ratio * longest_px, parameters.canvas_size) / longest_px
+    resized_px = (int(height_px * magnification), int(width_px * magnification))
+    if min(resized_px) < 1:
+        raise ValueError(
+            f"a frame of {width_px}x{height_px} px cannot be scored: on a canvas of "
+            f"{parameters.canvas_size} px its shorter side is less than one pixel"
+        )
+    padded_height_px, padded_width_px = (math.ceil(px / 32) * 32 for px in resized_px)
+    return padded_height_px, padded_width_px
+
+
 class CraftDetector:
     """CRAFT with EasyOCR's post-processing.
 
@@ -272,14 +303,8 @@ def _network_input(
         raise ValueError(f"frames must be (N, H, W, 3) with no zero, got {frames.shape = }")
     if frames.dtype != np.uint8:
         raise ValueError(f"frames must be uint8, got {frames.dtype = }")
-    height_px, width_px = frames.shape[1:3]
-    longest_px = max(height_px, width_px)
-    magnification = min(parameters.mag_ratio * longest_px, parameters.canvas_size) / longest_px
-    if int(min(height_px, width_px) * magnification) < 1:
-        raise ValueError(
-            f"a frame of {width_px}x{height_px} px cannot be scored: on a canvas of "
-            f"{parameters.canvas_size} px its shorter side is less than one pixel"
-        )
+    # Refuses what would vanish on the canvas, where OpenCV's message says nothing of the frame.
+    craft_input_size(*frames.shape[1:3], parameters=parameters)
     inputs: list[NDArray[np.float32]] = []
     ratio = 1.0
     for frame in frames:

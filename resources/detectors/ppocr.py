@@ -84,6 +84,59 @@ def ppocr_spec(parameters: PpOcrParameters = _DEFAULTS) -> DetectorSpec:
     )
 
 
+def ppocr_input_size(
+    height_px: int, width_px: int, parameters: PpOcrParameters = _DEFAULTS
+) -> tuple[int, int]:
+    """The size to which a frame is resized and padded for the network.
+
+    The arithmetic is that of rapidocr 3.10.0: `resize_image_within_bounds` and
+    `apply_vertical_padding` (utils/process_img.py), then `DetPreProcess.resize`
+    (ch_ppocr_det/utils.py). Imports neither onnxruntime nor rapidocr.
+
+    Args:
+        height_px: Height of the frame, at least 1.
+        width_px: Width of the frame, at least 1.
+        parameters: RapidOCR's settings.
+
+    Returns:
+        Height and width in pixels, multiples of 32.
+
+    Raises:
+        ValueError: If one side is over 16 times the other, or a side vanishes.
+    """
+    _check_aspect(height_px, width_px)
+    height, width = height_px, width_px
+    if max(height, width) > parameters.max_side_len:
+        height, width = _resized(height, width, parameters.max_side_len / max(height, width))
+    if min(height, width) < parameters.min_side_len:
+        height, width = _resized(height, width, parameters.min_side_len / min(height, width))
+    is_flat = parameters.width_height_ratio != -1 and width / height > parameters.width_height_ratio
+    if height <= parameters.min_height or is_flat:
+        padded = max(int(width / parameters.width_height_ratio), parameters.min_height) * 2
+        height += 2 * int(abs(padded - height) / 2)
+    if parameters.limit_type == "max":
+        ratio = min(1.0, parameters.limit_side_len / max(height, width))
+    else:
+        ratio = max(1.0, parameters.limit_side_len / min(height, width))
+    return _resized(height, width, ratio)
+
+
+def _check_aspect(height_px: int, width_px: int) -> None:
+    if max(height_px, width_px) > _MAX_ASPECT_RATIO * min(height_px, width_px):
+        raise ValueError(
+            f"a frame of {width_px}x{height_px} px cannot be scored: one side is over "
+            f"{_MAX_ASPECT_RATIO:g} times the other"
+        )
+
+
+def _resized(height_px: int, width_px: int, ratio: float) -> tuple[int, int]:
+    """Both sides times the ratio, cut to whole pixels and rounded to multiples of 32."""
+    height, width = (round(int(px * ratio) / 32) * 32 for px in (height_px, width_px))
+    if min(height, width) < 1:
+        raise ValueError(f"a frame of {width_px}x{height_px} px is too small for RapidOCR")
+    return height, width
+
+
 class PpOcrDetector:
     """PP-OCRv6 small through onnxruntime, with RapidOCR's pre- and post-processing.
 
@@ -161,12 +214,7 @@ class PpOcrDetector:
             raise ValueError(f"frames must be (N, H, W, 3) with no zero, got {frames.shape = }")
         if frames.dtype != np.uint8:
             raise ValueError(f"frames must be uint8, got {frames.dtype = }")
-        height_px, width_px = frames.shape[1:3]
-        if max(height_px, width_px) > _MAX_ASPECT_RATIO * min(height_px, width_px):
-            raise ValueError(
-                f"a frame of {width_px}x{height_px} px cannot be scored: one side is over "
-                f"{_MAX_ASPECT_RATIO:g} times the other"
-            )
+        _check_aspect(*frames.shape[1:3])
         return [self._detect_one(frame) for frame in frames]
 
     def _detect_one(self, frame: NDArray[np.uint8]) -> TextBoxes:

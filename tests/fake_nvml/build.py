@@ -6,7 +6,7 @@
 
 The library is found through LD_LIBRARY_PATH, which only counts at a process's start; so the reader
 must be a subprocess, and the product has no hook for it. The script may change while one runs: the
-library reads it again at every nvmlInit.
+library reads it again at every nvmlInit and whenever it is asked for a UUID or for memory.
 """
 
 import os
@@ -65,7 +65,7 @@ def build_fake_nvml(directory: Path) -> dict[str, str]:
     if compiler is None:
         pytest.skip("no C compiler (cc, gcc, clang) to build the scripted libnvidia-ml.so.1 with")
     library = directory / "libnvidia-ml.so.1"
-    flags = ["-std=c11", "-O1", "-Wall", "-Werror", "-shared", "-fPIC"]
+    flags = ["-std=c11", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-pthread"]
     subprocess.run([compiler, *flags, "-o", str(library), str(_SOURCE)], check=True)
     found = [str(directory), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
     environ = {
@@ -79,7 +79,10 @@ def build_fake_nvml(directory: Path) -> dict[str, str]:
 def script_cards(
     environ: Mapping[str, str], cards: Sequence[FakeCard], *, init_failure: int | None = None
 ) -> None:
-    """Says what the library of `environ` answers from its next nvmlInit on, in every process."""
+    """Says what the library of `environ` answers from now on, in every process.
+
+    Who has it open needs the devices in the order that they had.
+    """
     lines = [] if init_failure is None else [f"fail init {init_failure}"]
     for card in cards:
         lines.append(

@@ -1,16 +1,21 @@
 /* Answers as libnvidia-ml.so.1 does, from a script in place of a driver.
  *
  * Only what pynvml calls for resources/nvml.py is here. The script named by FAKE_NVML_SCRIPT is read
- * again at every nvmlInit, so that a test can change it while a process runs. Its lines:
+ * again, if it was replaced, at every nvmlInit, search by UUID and question for memory, so that a
+ * test can change it while a process runs. A handle stands for a place in the script: later versions
+ * must keep the devices in their order. Its lines:
  *
  *   gpu <uuid> <total MiB> <used MiB> <utilization %, -1: not supported> <mig: 0|1> <name...>
  *   mig <uuid> <total MiB> <used MiB> <name...>      an instance of the gpu above
  *   process <pid> <used MiB, -1: not told>           on the gpu or instance above
  *   fail <call> <NVML error code>                    on the gpu or instance above; before any: init
  */
+#define _POSIX_C_SOURCE 200809L
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7 };
 enum { MAX_DEVICES = 128, MAX_PROCESSES = 64, MAX_FAILURES = 8, TEXT = 96 };
@@ -71,16 +76,34 @@ static void read_line(const char *line) {
     }
 }
 
+static int is_same(const struct stat *one, const struct stat *other) {
+    return one->st_ino == other->st_ino && one->st_size == other->st_size &&
+           one->st_mtim.tv_sec == other->st_mtim.tv_sec && one->st_mtim.tv_nsec == other->st_mtim.tv_nsec;
+}
+
+/* Whether there is a script. One thread at a time: pynvml calls without Python's lock. */
+static int read_script(void) {
+    static pthread_mutex_t door = PTHREAD_MUTEX_INITIALIZER;
+    static struct stat last;
+    const char *path = getenv("FAKE_NVML_SCRIPT");
+    struct stat now;
+    char line[512];
+    FILE *script = NULL;
+    pthread_mutex_lock(&door);
+    int is_there = path && !stat(path, &now);
+    if (is_there && !is_same(&now, &last) && (script = fopen(path, "r"))) {
+        device_count = init_code = 0;
+        while (device_count < MAX_DEVICES && fgets(line, sizeof line, script)) read_line(line);
+        fclose(script);
+        last = now;
+    }
+    pthread_mutex_unlock(&door);
+    return is_there;
+}
+
 int nvmlInitWithFlags(unsigned flags) {
     (void)flags;
-    const char *path = getenv("FAKE_NVML_SCRIPT");
-    FILE *script = path ? fopen(path, "r") : NULL;
-    char line[512];
-    device_count = init_code = 0;
-    if (!script) return 9; /* driver not loaded */
-    while (device_count < MAX_DEVICES && fgets(line, sizeof line, script)) read_line(line);
-    fclose(script);
-    return init_code;
+    return read_script() ? init_code : 9; /* driver not loaded */
 }
 
 int nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
@@ -101,6 +124,16 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned index, Device **device) {
     return *device ? failure_of(*device, "handle") : INVALID_ARGUMENT;
 }
 
+int nvmlDeviceGetHandleByUUID(const char *uuid, Device **device) {
+    read_script();
+    for (int i = 0; i < device_count; i++)
+        if (!strcmp(devices[i].uuid, uuid)) {
+            *device = &devices[i];
+            return failure_of(*device, "handle");
+        }
+    return NOT_FOUND;
+}
+
 int nvmlDeviceGetUUID(Device *device, char *uuid, unsigned length) {
     snprintf(uuid, length, "%s", device->uuid);
     return failure_of(device, "uuid");
@@ -112,6 +145,7 @@ int nvmlDeviceGetName(Device *device, char *name, unsigned length) {
 }
 
 int nvmlDeviceGetMemoryInfo(Device *device, Memory *memory) {
+    read_script();
     memory->total = (unsigned long long)device->total_mib << 20;
     memory->used = (unsigned long long)device->used_mib << 20;
     memory->free = memory->total - memory->used;

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from ctypes.util import find_library
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,37 @@ _READ = """
 import dataclasses, json, sys
 from resources.nvml import read_devices
 json.dump(dataclasses.asdict(read_devices()), sys.stdout)
+"""
+
+_READ_OFTEN = """
+import dataclasses, json, os, sys
+from fake_nvml.build import GPU_IS_LOST, FakeCard, FakeMig, script_cards
+from resources.nvml import device_reader, read_devices
+
+def usage():
+    reading = read()
+    return reading and dataclasses.asdict(reading)
+
+def show(used_mib, **details):
+    mig = FakeMig("MIG-0b", 20096, used_mib=40, processes={os.getpid(): 39})
+    sliced = FakeCard("GPU-c", 143771, utilization_percent=-1, mig=(mig,))
+    script_cards(os.environ, [FakeCard("GPU-a", 24564, used_mib=used_mib, **details), sliced])
+
+answers = []
+uuid, *steps = sys.argv[1:]
+show(2000, processes={os.getpid(): 1500, 1: 400}, utilization_percent=42)
+with device_reader(uuid) as read:
+    answers.append(usage())
+    for step in steps:
+        match step:
+            case "fuller":
+                show(5000, processes={1: 3000})
+            case "lost":
+                show(5000, failures={"memory": GPU_IS_LOST, "handle": GPU_IS_LOST})
+            case "closed elsewhere":
+                read_devices()
+        answers.append(usage())
+json.dump(answers, sys.stdout)
 """
 
 Read = Callable[..., Any]
@@ -64,6 +96,20 @@ def read(fake_environ: dict[str, str]) -> Read:
         output = subprocess.run(
             [sys.executable, "-W", "error", "-c", _READ],
             env=environ,
+            capture_output=True,
+            check=True,
+        )
+        return json.loads(output.stdout)
+
+    return read_in_subprocess
+
+
+@pytest.fixture
+def read_often(fake_environ: dict[str, str]) -> Read:
+    def read_in_subprocess(uuid: str, *steps: str) -> Any:
+        output = subprocess.run(
+            [sys.executable, "-W", "error", "-c", _READ_OFTEN, uuid, *steps],
+            env={**os.environ, **fake_environ, "PYTHONPATH": str(Path(__file__).parents[1])},
             capture_output=True,
             check=True,
         )
@@ -230,6 +276,47 @@ def test_a_card_that_keeps_its_processes_to_itself_is_still_read(read: Read):
     reading = read(FakeCard("GPU-a", 24564, failures={"processes": NO_PERMISSION}))
     assert reading["state"] == "ok"
     assert reading["devices"][0]["processes"] == []
+
+
+def test_a_device_read_often_is_told_as_it_is_each_time(read_often: Read):
+    first, second = read_often("GPU-a", "fuller")
+    expected = {"total_mib": 24564, "used_mib": 2000, "own_mib": 1500, "utilization_percent": 42}
+    assert first == expected
+    assert (second["used_mib"], second["own_mib"]) == (5000, None)
+
+
+def test_a_mig_instance_is_read_by_its_uuid(read_often: Read):
+    expected = {"total_mib": 20096, "used_mib": 40, "own_mib": 39, "utilization_percent": None}
+    assert read_often("MIG-0b") == [expected]
+
+
+def test_a_device_that_is_lost_is_none_until_it_is_back(read_often: Read):
+    answers = read_often("GPU-a", "lost", "lost", "fuller")
+    assert [answer and answer["used_mib"] for answer in answers] == [2000, None, None, 5000]
+
+
+def test_a_device_that_does_not_exist_is_none(read_often: Read):
+    assert read_often("GPU-other", "fuller") == [None, None]
+
+
+def test_reading_all_devices_meanwhile_does_not_close_a_reader(read_often: Read):
+    answers = read_often("GPU-a", "closed elsewhere", "fuller")
+    assert [answer["used_mib"] for answer in answers] == [2000, 2000, 5000]
+
+
+@pytest.mark.skipif(
+    find_library("nvidia-ml") is not None, reason="this machine has NVIDIA's own library"
+)
+def test_without_a_driver_every_reading_is_none():
+    script = """
+from resources.nvml import device_reader
+with device_reader("GPU-a") as read:
+    print(read(), read())
+"""
+    output = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=True
+    )
+    assert output.stdout == "None None\n"
 
 
 def test_importing_the_module_loads_no_pynvml():

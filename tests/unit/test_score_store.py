@@ -1,15 +1,20 @@
 """The one door to DuckDB, with real processes in front of it and behind it."""
 
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import pyarrow as pa
 import pytest
 from making import (
+    NOW,
     frame_row,
     missing_file_row,
     score_rows,
@@ -21,6 +26,12 @@ from resources.atomic_files import write_table
 from resources.catalog_store import CatalogStore
 from resources.data_directory import DataDirectory
 from resources.score_store import SCHEMA_VERSION, SchemaVersionError, ScoreStore, StoreBusyError
+from resources.usage_files import usage_table
+from resources.usage_sampler import UsageSample
+
+SCHEMA = files("resources").joinpath("schema.sql").read_text()
+
+NEW_IN_VERSION_2 = ("gpu_samples", "merged_usage_files", "worker_memory")
 
 WAIT_SECONDS = 0.3
 
@@ -67,6 +78,58 @@ def directory(path: Path) -> DataDirectory:
 def write(data: DataDirectory, *rows: dict[str, Any], shard: str = "s000001") -> None:
     scorer_id = rows[0]["scorer_id"] if rows else "scorer"
     data.score_files.write(shard, scorer_id, score_rows(*rows))
+
+
+def write_usage(
+    data: DataDirectory, used_mib: Sequence[int], *, shard: str = "s000001", run_id: str = "run"
+) -> None:
+    samples = [UsageSample(NOW, float(i), used, 24564, None, 42) for i, used in enumerate(used_mib)]
+    table = usage_table(
+        samples,
+        shard=shard,
+        run_id=run_id,
+        process_id=77,
+        host="machine",
+        device_uuid="GPU-a",
+        device_name="NVIDIA L4",
+        slot_index=1,
+    )
+    data.usage_files.write(shard, table)
+
+
+def memory_rows(*peak_mib: int) -> pa.Table:
+    return pa.Table.from_pylist(
+        [
+            {
+                "detector": "craft",
+                "weights_sha256": "0" * 64,
+                "dtype": "float16",
+                "device_name": "NVIDIA L4",
+                "host": "machine",
+                "height_px": 720,
+                "width_px": 1280,
+                "frame_count": frame_count,
+                "peak_mib": peak,
+                "is_out_of_memory": False,
+                "measured_at": NOW,
+            }
+            for frame_count, peak in enumerate(peak_mib, start=1)
+        ]
+    )
+
+
+def make_version_1(store: ScoreStore) -> None:
+    """Puts in the store's place a database as version 1 made it, with one row in it."""
+    schema = SCHEMA
+    for table in NEW_IN_VERSION_2:
+        statement = rf"^CREATE TABLE IF NOT EXISTS {table} \([^;]*\);\n"
+        schema, count = re.subn(statement, "", schema, flags=re.MULTILINE)
+        assert count == 1
+    with duckdb.connect(store.path) as connection:
+        connection.execute("CREATE TABLE schema_version (version INTEGER)")
+        connection.execute(schema)
+        connection.execute("INSERT INTO schema_version VALUES (1)")
+        connection.execute("INSERT INTO videos (video_id) VALUES ('old')")
 
 
 def rows_of(data: DataDirectory, sql: str) -> list[tuple[Any, ...]]:
@@ -284,7 +347,84 @@ def test_an_exception_in_the_door_undoes_what_was_done(tmp_path: Path):
     assert names.num_rows == 0
 
 
-def test_rejects_a_database_of_another_schema_version(tmp_path: Path):
+def test_a_usage_file_is_taken_in_once_and_again_when_it_changed(tmp_path: Path):
+    data = directory(tmp_path)
+    write(data, segment_row("a"))
+    write_usage(data, [1600, 9600], run_id="first")
+    write_usage(data, [50], shard="s000002")
+    assert data.score_store.merge(data.score_files, data.usage_files) == ["s000001"]
+    assert rows_of(data, "FROM gpu_samples WHERE elapsed_seconds = 1") == [
+        ("s000001", "first", 77, "machine", "GPU-a", "NVIDIA L4", 1, NOW, 1, 9600, 24564, None, 42)
+    ]
+    before = rows_of(data, "FROM gpu_samples ORDER BY ALL")
+    data.score_store.merge(data.score_files, data.usage_files)
+    assert rows_of(data, "FROM gpu_samples ORDER BY ALL") == before
+    write_usage(data, [1700], run_id="second")
+    data.score_store.merge(data.score_files, data.usage_files)
+    found = rows_of(data, "SELECT shard, run_id, device_used_mib FROM gpu_samples ORDER BY ALL")
+    assert found == [("s000001", "second", 1700), ("s000002", "run", 50)]
+    assert rows_of(data, "SELECT count(*) FROM merged_usage_files") == [(2,)]
+
+
+def test_worker_memory_is_replaced_whole(tmp_path: Path):
+    data = directory(tmp_path)
+    for peak_mib in ((900, 1400), (1000,)):
+        data.score_store.merge(data.score_files, worker_memory=memory_rows(*peak_mib))
+        assert rows_of(data, "FROM worker_memory ORDER BY ALL") == [
+            tuple(row.values()) for row in memory_rows(*peak_mib).to_pylist()
+        ]
+
+
+def test_a_merge_of_scores_alone_leaves_usage_and_memory_as_they_are(tmp_path: Path):
+    data = directory(tmp_path)
+    write_usage(data, [1600])
+    data.score_store.merge(data.score_files, data.usage_files, memory_rows(900))
+    write_usage(data, [1, 2, 3])
+    data.score_store.merge(data.score_files)
+    counts = "SELECT (SELECT count(*) FROM gpu_samples), (SELECT count(*) FROM worker_memory)"
+    assert rows_of(data, counts) == [(1, 1)]
+
+
+def test_a_merge_takes_in_everything_or_nothing(tmp_path: Path):
+    data = directory(tmp_path)
+    write(data, segment_row("a"))
+    write_usage(data, [1600])
+    of_another_kind = pa.table({"unknown": [1]})
+    with pytest.raises(duckdb.BinderException):
+        data.score_store.merge(data.score_files, data.usage_files, of_another_kind)
+    assert rows_of(data, "FROM gpu_samples") == []
+    assert data.score_store.merge(data.score_files, data.usage_files) == ["s000001"]
+
+
+def test_a_database_of_version_1_is_brought_up_and_keeps_its_rows(tmp_path: Path):
+    data = directory(tmp_path)
+    make_version_1(data.score_store)
+    assert rows_of(data, "SELECT video_id FROM videos") == [("old",)]
+    assert rows_of(data, "FROM schema_version") == [(SCHEMA_VERSION,)]
+    for table in NEW_IN_VERSION_2:
+        assert rows_of(data, f"FROM {table}") == []
+    write_usage(data, [1600])
+    data.score_store.merge(data.score_files, data.usage_files, memory_rows(900))
+    assert len(rows_of(data, "FROM gpu_samples")) == 1
+
+
+def test_a_database_brought_up_has_the_columns_of_a_new_one(tmp_path: Path):
+    old, new = ScoreStore(tmp_path / "old.duckdb"), ScoreStore(tmp_path / "new.duckdb")
+    make_version_1(old)
+    columns = (
+        "SELECT table_name, column_name, data_type FROM information_schema.columns ORDER BY ALL"
+    )
+    assert old.query(columns).equals(new.query(columns))
+
+
+def test_every_statement_of_the_schema_may_be_run_again():
+    statements = re.sub(r"--.*", "", SCHEMA).split(";")
+    starts = ("CREATE TABLE IF NOT EXISTS ", "CREATE OR REPLACE VIEW ")
+    assert all(statement.strip().startswith(starts) for statement in statements[:-1])
+    assert statements[-1].strip() == ""
+
+
+def test_rejects_a_database_of_a_newer_schema_version(tmp_path: Path):
     store = ScoreStore(tmp_path / "store.duckdb")
     with store.connect() as connection:
         connection.execute("UPDATE schema_version SET version = 99")
@@ -293,6 +433,7 @@ def test_rejects_a_database_of_another_schema_version(tmp_path: Path):
     ) as raised:
         store.query("SELECT 1")
     assert str(store.path) in str(raised.value)
+    assert "update ocr_assets" in str(raised.value)
     assert "move the file aside" in str(raised.value)
 
 
