@@ -55,6 +55,8 @@ class StageBars:
         """Shows the bars for what is to be done."""
         for line in plan.devices.explanation.splitlines():
             self._progress.console.print(Text(line, style="dim"))
+        if plan.limit.by_hand is not None:
+            self._progress.console.print(Text(str(plan.limit), style="yellow"))
         if plan.revived:
             count = len(plan.revived)
             self._progress.console.print(f"{count} runs of killed processes marked as failed")
@@ -112,7 +114,26 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     return drawn
 
 
+def facts(title: str, rows: Iterable[tuple[Any, Any]]) -> Table:
+    """Makes a list of names and values."""
+    drawn = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        show_header=False,
+        padding=(0, 1, 0, 1),
+    )
+    drawn.add_column(style="dim", no_wrap=True)
+    drawn.add_column(overflow="fold")
+    for name, value in rows:
+        drawn.add_row(_cell(name), _cell(value))
+    return drawn
+
+
 def _cell(value: Any) -> Text:
+    if isinstance(value, Text):
+        return value
     if value is None:
         return Text("-", style="dim")
     if isinstance(value, float):

@@ -1,6 +1,8 @@
 """What the UI shows of each materialization: summaries as Dagster metadata."""
 
+import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import dagster as dg
@@ -8,8 +10,10 @@ import dagster as dg
 from ocr_assets.assembling import DatasetSummary
 from ocr_assets.decoding import FramesSummary
 from ocr_assets.discovering import DiscoverySummary
+from ocr_assets.plots import png_markdown, usage_plot
 from ocr_assets.scoring import Scorer, ScoresSummary
-from resources.leases import Lease
+from resources.ocr_worker import OcrWorker
+from resources.usage_sampler import UsageSampler
 
 Metadata = Mapping[str, dg.MetadataValue | int | float | str]
 
@@ -41,28 +45,61 @@ def frames_metadata(summary: FramesSummary, seconds: float, path: Path) -> Metad
 
 
 def scores_metadata(
-    scorer: Scorer, summary: ScoresSummary, lease: Lease, path: Path, pending: str | None
+    scorer: Scorer,
+    summary: ScoresSummary,
+    worker: OcrWorker,
+    usage: UsageSampler,
+    *,
+    file: Path,
+    pending: str | None,
 ) -> Metadata:
-    """Of a partition of `ocr_scores`."""
+    """Of a partition of `ocr_scores`.
+
+    Args:
+        scorer: What the scores are filed under.
+        summary: What became of the frames.
+        worker: Who scored them.
+        usage: What that took.
+        file: The score file.
+        pending: Why DuckDB does not show the scores yet; None if it does.
+    """
     batch_sizes = {str(size): count for size, count in sorted(summary.batch_sizes.items())}
     return {
         "dagster/partition_row_count": summary.frame_count,
         "unscored_frames": summary.unscored_frame_count,
         "unreadable_segments": summary.unreadable_count,
         "text_boxes": summary.box_count,
-        "frames_per_second": summary.frame_count / max(summary.total_seconds, 1e-9),
+        "frames_per_second": summary.detected_frame_count / max(summary.total_seconds, 1e-9),
         "detect_seconds": summary.detect_seconds,
         "total_seconds": summary.total_seconds,
         "batch_sizes": dg.MetadataValue.json(batch_sizes),
+        "out_of_memory_batches": summary.out_of_memory_count,
+        **_usage_metadata(usage),
         "scorer_id": scorer.scorer_id,
         "detector": scorer.detector.name,
         "sampler": scorer.sampler,
-        "device": lease.device_uuid,
-        "slot": lease.slot_index,
-        "waited_seconds": lease.waited_seconds,
+        "device": worker.lease.device_uuid,
+        "device_name": worker.device_name,
+        "slot": worker.lease.slot_index,
+        "slot_mib": worker.slot_mib,
+        "process_id": os.getpid(),
+        "waited_seconds": worker.lease.waited_seconds,
+        "waited_for": worker.waited_for or "nothing",
         "duckdb": pending or "merged",
-        "file": dg.MetadataValue.path(path),
+        "file": dg.MetadataValue.path(file),
     }
+
+
+def _usage_metadata(usage: UsageSampler) -> Metadata:
+    figures = {
+        name: value
+        for name, value in asdict(usage.summary()).items()
+        if value is not None and name != "sample_count"
+    }
+    if not usage.samples:
+        return figures
+    picture = png_markdown(usage_plot(usage.samples), "Memory and utilisation over time")
+    return {**figures, "usage": dg.MetadataValue.md(picture)}
 
 
 def dataset_metadata(summary: DatasetSummary, rule: str, scorer_id: str) -> Metadata:

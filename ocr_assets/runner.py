@@ -4,6 +4,7 @@ Stages overlap: one worker decodes shard after shard, costliest first, and each 
 to the next free OCR worker. What is done already is not done again.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -21,14 +22,18 @@ from ocr_assets.instance import (
     open_instance,
     process_tags,
 )
-from ocr_assets.pools import set_pool_limits
+from ocr_assets.pools import OcrLimit, require_limit, set_ocr_limit
 from ocr_assets.progress import Listener
 from ocr_assets.scoring import Scorer
 from ocr_assets.settings import Settings
 from ocr_assets.worker_process import Worker
+from resources.batch_runner import DeviceFailedError
 from resources.data_directory import DataDirectory
 from resources.detectors import require_weights
 from resources.vram import VramPlan
+
+REPLAN_SECONDS = 10.0
+"""How often the number of workers follows what memory carries."""
 
 POLL_SECONDS = 0.1
 """How often progress is shown."""
@@ -46,6 +51,7 @@ class RunPlan:
 
     Attributes:
         devices: The slots, with their explanation.
+        limit: How many of them may be used, where a person set a limit.
         to_decode: Shards without current frames, costliest first.
         to_score: Shards without scores, costliest first.
         segment_counts: Segments by shard, for the progress bars.
@@ -53,6 +59,7 @@ class RunPlan:
     """
 
     devices: VramPlan
+    limit: OcrLimit
     to_decode: Sequence[str]
     to_score: Sequence[str]
     segment_counts: Mapping[str, int]
@@ -129,13 +136,14 @@ def _plan(
     settings: Settings, data: DataDirectory, instance: dg.DagsterInstance, revived: Sequence[str]
 ) -> RunPlan:
     gpu = build_gpu_resource(settings)
-    devices = gpu.plan()
-    set_pool_limits(instance, devices.slot_count)
+    devices = gpu.require_plan()
+    limit = require_limit(instance, devices.slot_count)
     scorer_id = Scorer(settings.sampler, gpu.spec()).scorer_id
     shards = _shards_by_cost(data)
     to_score = [shard for shard in shards if not data.score_files.has_scores(shard, scorer_id)]
     return RunPlan(
         devices=devices,
+        limit=limit,
         to_decode=[s for s in to_score if not has_current_frames(data, s, settings.sampler)],
         to_score=to_score,
         segment_counts=shards,
@@ -183,14 +191,17 @@ class _Shards:
                 _Task("ocr_scores", shard) for shard in plan.to_score if shard not in undecoded
             ],
         }
-        self._places = {
+        self._allowed = {"frames": 1, "ocr_scores": plan.limit.limit}
+        self._gpu = build_gpu_resource(settings)
+        self._next_plan = time.monotonic() + REPLAN_SECONDS
+        counts = {
             "frames": min(1, len(plan.to_decode)),
-            "ocr_scores": min(plan.devices.slot_count, len(plan.to_score)),
+            "ocr_scores": min(plan.limit.limit, len(plan.to_score)),
         }
         # All at once, so that OCR workers import torch while the first frames are decoded.
         self._idle = {
             asset: [Worker(settings, asset) for _ in range(count)]
-            for asset, count in self._places.items()
+            for asset, count in counts.items()
         }
         self._busy: dict[Future[None], tuple[Worker, _Task]] = {}
 
@@ -206,6 +217,8 @@ class _Shards:
                 self._tell_progress()
                 for future in done:
                     self._finish(future)
+                self._follow_plan()
+                self._dismiss_idle()
         except KeyboardInterrupt:
             self._stop()
             raise InterruptedRunError from None
@@ -215,8 +228,7 @@ class _Shards:
 
     def _assign(self) -> bool:
         for asset, tasks in self._waiting.items():
-            while tasks and self._places[asset]:
-                self._places[asset] -= 1
+            while tasks and self._busy_count(asset) < self._allowed[asset]:
                 worker = self._idle_worker(asset)
                 task = tasks.pop(0)
                 self._busy[worker.materialize(task.asset, task.shard)] = (worker, task)
@@ -228,9 +240,8 @@ class _Shards:
 
     def _finish(self, future: "Future[None]") -> None:
         worker, task = self._busy.pop(future)
-        self._places[task.asset] += 1
         error = future.exception()
-        if isinstance(error, BrokenProcessPool):
+        if isinstance(error, BrokenProcessPool | DeviceFailedError):
             worker.close()
             # At once: its run still claims a slot of the pool, and the next try would wait for it.
             fail_runs_of_dead_processes(self._instance)
@@ -248,6 +259,27 @@ class _Shards:
             ready.sort(key=lambda waiting: self._order[waiting.shard])
         else:
             self._report.scored_shards.append(task.shard)
+
+    def _follow_plan(self) -> None:
+        """Lets more or fewer workers run where cards, strangers or measurements have changed."""
+        if time.monotonic() < self._next_plan:
+            return
+        self._next_plan = time.monotonic() + REPLAN_SECONDS
+        planned = max(1, self._gpu.plan().slot_count)
+        self._allowed["ocr_scores"] = set_ocr_limit(self._instance, planned).limit
+
+    def _dismiss_idle(self) -> None:
+        """Ends workers that have nothing to do or are too many: their slots are for others."""
+        for asset, idle in self._idle.items():
+            is_work_to_come = self._waiting[asset] or (
+                asset == "ocr_scores" and (self._waiting["frames"] or self._busy_count("frames"))
+            )
+            most = self._allowed[asset] - self._busy_count(asset) if is_work_to_come else 0
+            while len(idle) > max(0, most):
+                idle.pop().dismiss()
+
+    def _busy_count(self, asset: str) -> int:
+        return sum(task.asset == asset for _worker, task in self._busy.values())
 
     def _retry(self, task: _Task) -> None:
         if task.tries < TRIES_PER_SHARD:

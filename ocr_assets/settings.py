@@ -94,6 +94,19 @@ class Settings(BaseSettings):
         le=1_000_000,
         description="Memory per device that OCR never plans with, in MiB.",
     )
+    reserve_share: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="The same as a share of the device's memory; the larger of the two counts.",
+    )
+    retry_wait_seconds: float = Field(
+        default=30.0,
+        ge=0.0,
+        le=86_400.0,
+        description="Before scoring is tried again where a device had no memory left; doubles with"
+        " each of three retries.",
+    )
     shards_per_run: int | None = Field(
         default=None,
         ge=1,
@@ -105,7 +118,8 @@ class Settings(BaseSettings):
         default=1.0,
         gt=0.0,
         le=1000.0,
-        description="Pixels that one forward pass takes, in units of 10^6; at least one frame.",
+        description="Pixels of network input that one forward pass takes, in units of 10^6; at"
+        " least one frame, and fewer where a slot's memory carries fewer.",
     )
     decode_processes: int | None = Field(
         default=None,

@@ -63,6 +63,11 @@ class Worker:
         """Ends the process at once."""
         self._signal(signal.SIGKILL)
 
+    def dismiss(self) -> None:
+        """Has the idle process end, and does not wait for it."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._events.close()
+
     def close(self) -> None:
         """Lets the process end when it is idle."""
         self._executor.shutdown(wait=True, cancel_futures=True)

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from resources.atomic_files import write_table
+from resources.frame_sizes import frame_sizes
 
 FILES_SCHEMA = pa.schema(
     [
@@ -88,6 +89,10 @@ class CatalogStore:
     def videos(self) -> pa.Table:
         """All video rows (`VIDEOS_SCHEMA`)."""
         return _read(self.videos_path, VIDEOS_SCHEMA)
+
+    def frame_sizes(self) -> list[tuple[int, int]]:
+        """Heights and widths that the videos have, in pixels, each once."""
+        return frame_sizes(self.videos_path)
 
     def segments(self, shard: str | None = None) -> pa.Table:
         """Segment rows (`SEGMENTS_SCHEMA`), of one shard or of all."""

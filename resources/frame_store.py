@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from resources.atomic_files import atomic_path
+from resources.frame_sizes import frame_sizes
 
 # `datasets` reads a struct of bytes and path as an Image where the schema's metadata says so
 # (datasets/features/image.py, datasets/arrow_writer.py: key `huggingface`).
@@ -121,6 +122,10 @@ class FrameStore:
         """Opens a shard's file for writing; it appears, whole, when the body ends well."""
         with atomic_path(self.path(shard)) as partial, FramesWriter(partial) as writer:
             yield writer
+
+    def frame_sizes(self, shard: str) -> list[tuple[int, int]]:
+        """Heights and widths of a shard's frames, in pixels, each once."""
+        return frame_sizes(self.path(shard))
 
     def read(self, shard: str) -> Iterator[StoredFrame]:
         """Reads a shard's frames in the order they were written, a few at a time."""

@@ -122,6 +122,7 @@ class SlotLeases:
         free_mib: Mapping[str, int] | None = None,
         timeout_seconds: float | None = None,
         report: Callable[[str], None] = _logger.info,
+        waiting_since: float | None = None,
     ) -> Generator[Lease, None, None]:
         """Holds a slot while the body runs, and waits for one before.
 
@@ -132,6 +133,8 @@ class SlotLeases:
                 devices' slot counts stand for it.
             timeout_seconds: How long to wait at most, in seconds; 0 to try once, None for ever.
             report: Is told in words what is waited for, at once and then every 10 s.
+            waiting_since: From when the wait counts, of `time.monotonic()`, where this is not the
+                first try; by default from now.
 
         Raises:
             LeaseTimeoutError: If no slot came free in time.
@@ -140,9 +143,10 @@ class SlotLeases:
         """
         if not any(self.slots.values()):
             raise ValueError(f"no device has a slot to wait for: {self.slots = }")
-        started = time.monotonic()
+        started = time.monotonic() if waiting_since is None else waiting_since
+        deadline = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
         device_uuid, slot_index, file = self._wait(
-            self.slots if free_mib is None else free_mib, started, timeout_seconds, report
+            self.slots if free_mib is None else free_mib, started, deadline, report
         )
         try:
             yield Lease(device_uuid, slot_index, time.monotonic() - started)
@@ -158,11 +162,10 @@ class SlotLeases:
         self,
         memory_mib: Mapping[str, int],
         started: float,
-        timeout_seconds: float | None,
+        deadline: float,
         report: Callable[[str], None],
     ) -> "tuple[str, int, _OpenFile]":
-        deadline = math.inf if timeout_seconds is None else started + timeout_seconds
-        next_report = started
+        next_report = -math.inf
         while (claim := self._claim(memory_mib)) is None:
             now = time.monotonic()
             if now >= deadline:

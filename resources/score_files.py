@@ -36,6 +36,9 @@ _FRAME = pa.struct(
         pa.field("detail", pa.string()),
     ]
 )
+OUT_OF_MEMORY = "out_of_memory"
+"""The reason of a frame that more memory may yet let be scored; one of `UnscoredReason`."""
+
 SCORES_SCHEMA = pa.schema(
     [
         pa.field("scorer_id", pa.string(), nullable=False),
@@ -74,8 +77,20 @@ class ScoreFiles:
         yield from sorted(self.directory.glob("*.parquet"))
 
     def has_scores(self, shard: str, scorer_id: str) -> bool:
-        """Whether a shard was scored by a scorer."""
-        return self.rows(shard, scorer_id).num_rows > 0
+        """Whether a shard was scored by a scorer, as far as it can be.
+
+        A frame that did not fit the device's memory can be scored once there is more of it.
+        """
+        path = self.path(shard)
+        if not path.exists():
+            return False
+        with pq.ParquetFile(path) as file:
+            # Not the boxes, which are most of the file.
+            rows = file.read(columns=["scorer_id", "frames.list.element.reason"])
+        rows = rows.filter(pc.field("scorer_id") == scorer_id)
+        frames = pc.list_flatten(rows["frames"])
+        unfit_index = pc.index(pc.struct_field(frames, "reason"), pa.scalar(OUT_OF_MEMORY))
+        return rows.num_rows > 0 and unfit_index.as_py() < 0
 
     def rows(self, shard: str, scorer_id: str) -> pa.Table:
         """The rows of one scorer (`SCORES_SCHEMA`)."""

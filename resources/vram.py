@@ -66,14 +66,18 @@ class DevicePlan:
 
     Attributes:
         uuid: The device.
+        name: What people call it.
         slot_count: How many workers may run on it at once.
         budget_mib: Memory that our workers may use together, in MiB.
+        strangers_mib: Memory that others use now, and that would else be theirs too, in MiB.
         explanation: How the figures came about.
     """
 
     uuid: str
+    name: str
     slot_count: int
     budget_mib: int
+    strangers_mib: int
     explanation: str
 
 
@@ -165,8 +169,10 @@ def plan_slots(
     plans = tuple(
         DevicePlan(
             device.uuid,
+            device.name,
             slot_count,
             budget_mib,
+            device.strangers_mib,
             f"{device.name} ({device.uuid}): {device.total_mib} MiB in total "
             f"- {reserve.on(device.total_mib)} MiB reserve "
             f"- {device.strangers_mib} MiB used by others "
@@ -187,6 +193,7 @@ def plan_cpu_slots(
     need_mib: int,
     threads_per_slot: int,
     max_slots: int | None = None,
+    strangers_mib: int = 0,
 ) -> VramPlan:
     """Plans how many workers a machine without a usable GPU carries, on the device `cpu`.
 
@@ -198,6 +205,7 @@ def plan_cpu_slots(
         need_mib: What one worker needs at its peak, in MiB, at least 1.
         threads_per_slot: Threads that one worker computes with, at least 1.
         max_slots: Cap on the workers, at least 0; None for no cap.
+        strangers_mib: Main memory that others use now, in MiB; it is not in `available_mib`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -215,7 +223,11 @@ def plan_cpu_slots(
         f"the smaller is {_count(carried, 'slot')}"
         + (f", {slot_count} after the cap" if slot_count < carried else "")
     )
-    plans = (DevicePlan(CPU_DEVICE, slot_count, max(0, available_mib), explanation),)
+    plans = (
+        DevicePlan(
+            CPU_DEVICE, CPU_DEVICE, slot_count, max(0, available_mib), strangers_mib, explanation
+        ),
+    )
     return VramPlan(plans, need_mib, _explain(plans, need_mib, max_slots))
 
 

@@ -7,6 +7,7 @@ import dagster as dg
 from ocr_assets.assets.shards import materialize_shards
 from ocr_assets.assets.videos import videos
 from ocr_assets.decoding import decode_shard
+from ocr_assets.instance import die_with_run
 from ocr_assets.metadata import Metadata, frames_metadata
 from ocr_assets.partitions import SHARDS
 from ocr_assets.pools import DECODE_POOL
@@ -30,6 +31,7 @@ def frames(
     data: dg.ResourceParam[DataDirectory],
 ) -> dg.MaterializeResult:
     """The frames that stand for each video, lossless, with where they come from."""
+    die_with_run(context.instance, context.run.run_id)
     data.require_writable()
     with worker_pool(settings.decode_process_count) as pool:
 

@@ -6,7 +6,7 @@ from pydantic import Field
 from ocr_assets.discovering import run_discovery
 from ocr_assets.metadata import discovery_metadata
 from ocr_assets.partitions import add_missing_shards
-from ocr_assets.pools import set_pool_limits
+from ocr_assets.pools import follow_plan, read_ocr_limit
 from ocr_assets.progress import reporter
 from ocr_assets.settings import Settings
 from resources.data_directory import DataDirectory
@@ -32,14 +32,12 @@ def videos(
 ) -> dg.MaterializeResult:
     """Every video of the sources: identified by content, probed, cut into segments, sharded."""
     data.require_writable()
-    slot_count = gpu.plan().slot_count
-    # Here, since nothing can be scored before something was discovered.
-    set_pool_limits(context.instance, slot_count)
+    context.log.info(follow_plan(context.instance, gpu))
     summary = run_discovery(
         settings,
         data,
         sources=config.source or settings.source,
-        min_shard_count=slot_count,
+        min_shard_count=read_ocr_limit(context.instance).limit or 1,
         process_count=settings.decode_process_count,
         on_progress=reporter(context, "videos"),
     )

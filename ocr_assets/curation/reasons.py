@@ -19,6 +19,7 @@ class UnscoredReason(StrEnum):
     DECODE_TIMED_OUT = "decode_timed_out"  # The decoder's process was stopped at its deadline.
     DECODER_CRASHED = "decoder_crashed"  # The decoder took its process down.
     DETECTION_FAILED = "detection_failed"  # The text detector gave an error on a frame.
+    OUT_OF_MEMORY = "out_of_memory"  # A frame alone did not fit the device's memory.
     NOT_SCORED_YET = "not_scored_yet"  # Discovered; frames or scores are still to be made.
 
 
