@@ -9,7 +9,7 @@ DATA ?= data
 # Where this is set, every process would compile what it imports anew: 20 s for torch and EasyOCR.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-slow bench check format dev clean constraints
+.PHONY: help install demo test test-slow test-gpu bench check format dev clean constraints
 
 help:  ## Show what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ test: $(VENV)/.installed-dev  ## Run the tests, with coverage.
 
 test-slow: $(VENV)/.installed-dev  ## Run the tests that take minutes.
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(VENV)/.installed-dev  ## Run the tests that need an NVIDIA card; fails without one.
+	REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu
 
 bench: install  ## Measure each detector's frames per second.
 	$(BIN)/python -m benchmarks.detectors

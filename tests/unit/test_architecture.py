@@ -74,6 +74,11 @@ def test_the_plan_of_slots_is_plain_arithmetic(package: str):
     assert importers_of(package, "resources/vram.py") == []
 
 
+@pytest.mark.parametrize("package", ["dagster", "torch", "pyarrow", "ocr_assets", "filelock"])
+def test_what_a_worker_needs_is_plain_arithmetic(package: str):
+    assert importers_of(package, "resources/worker_memory.py") == []
+
+
 def test_one_module_asks_nvml():
     assert importers_of("pynvml", *PACKAGES) == ["resources/nvml.py"]
 
@@ -103,7 +108,8 @@ def test_loading_the_code_location_imports_nothing_heavy(tmp_path: Path):
 import sys
 from ocr_assets.definitions import defs
 defs()
-heavy = {"torch", "torchvision", "decord", "pynvml", "easyocr", "onnxruntime", "rapidocr", "av"}
+heavy = {"torch", "torchvision", "decord", "pynvml", "easyocr", "onnxruntime", "rapidocr", "av",
+         "matplotlib"}
 print(*sorted(heavy & sys.modules.keys()))
 """
     # In an empty directory: what lies in the checkout must not matter, and nothing may be written.
