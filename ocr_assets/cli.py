@@ -24,7 +24,10 @@ from ocr_assets.curation.selection import (
     UnscoredSamplesError,
 )
 from ocr_assets.curation.sources import SourceError
+from ocr_assets.doctor import diagnose, show
+from ocr_assets.doctor_checks import Severity, problems
 from ocr_assets.instance import DagsterHomeError
+from ocr_assets.pools import PausedError
 from ocr_assets.results import (
     NoResultsError,
     SampleRow,
@@ -40,6 +43,7 @@ from resources.data_directory import DataDirectory, DataDirectoryError
 from resources.detectors import detector_spec
 from resources.detectors.base import WeightsError
 from resources.gpu import NoDeviceError
+from resources.memory_records import MemoryRecordsError
 from resources.score_store import SchemaVersionError, StoreBusyError
 
 USER_ERRORS = (
@@ -47,8 +51,10 @@ USER_ERRORS = (
     DagsterHomeError,
     DataDirectoryError,
     ManifestError,
+    MemoryRecordsError,
     NoDeviceError,
     NoResultsError,
+    PausedError,
     RuleError,
     SamplerError,
     SchemaVersionError,
@@ -190,6 +196,21 @@ def scores(
                 ),
             ),
         )
+
+
+@app.command()
+def doctor(out: Out = None, detector: Detector = None) -> None:
+    """Shows what the machine has, the plan, who holds which slot, the pool, and what looks wrong.
+
+    Changes nothing. Exit code: 0 no error (there may be warnings); 1 something keeps OCR from
+    running as set, or is broken; 2 wrong settings.
+    """
+    with _errors_on_one_line():
+        diagnosis = diagnose(load_settings(data_dir=out, detector=detector))
+    found = problems(diagnosis)
+    show(diagnosis, found)
+    has_error = any(problem.severity is Severity.ERROR for problem in found)
+    raise typer.Exit(EXIT_FAILED if has_error else 0)
 
 
 @app.command()
