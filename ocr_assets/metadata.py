@@ -38,8 +38,8 @@ def frames_metadata(summary: FramesSummary, seconds: float, path: Path) -> Metad
         "dagster/partition_row_count": summary.frame_count,
         "segments": summary.segment_count,
         "unreadable_segments": summary.unreadable_count,
-        "images_mib": summary.png_bytes / 2**20,
-        "seconds": seconds,
+        "images_mib": round(summary.png_bytes / 2**20, 2),
+        "seconds": round(seconds, 2),
         "file": dg.MetadataValue.path(path),
     }
 
@@ -69,9 +69,11 @@ def scores_metadata(
         "unscored_frames": summary.unscored_frame_count,
         "unreadable_segments": summary.unreadable_count,
         "text_boxes": summary.box_count,
-        "frames_per_second": summary.detected_frame_count / max(summary.total_seconds, 1e-9),
-        "detect_seconds": summary.detect_seconds,
-        "total_seconds": summary.total_seconds,
+        "frames_per_second": round(
+            summary.detected_frame_count / max(summary.total_seconds, 1e-9), 2
+        ),
+        "detect_seconds": round(summary.detect_seconds, 2),
+        "total_seconds": round(summary.total_seconds, 2),
         "batch_sizes": dg.MetadataValue.json(batch_sizes),
         "out_of_memory_batches": summary.out_of_memory_count,
         **_usage_metadata(usage),
@@ -83,7 +85,7 @@ def scores_metadata(
         "slot": worker.lease.slot_index,
         "slot_mib": worker.slot_mib,
         "process_id": os.getpid(),
-        "waited_seconds": worker.lease.waited_seconds,
+        "waited_seconds": round(worker.lease.waited_seconds, 2),
         "waited_for": worker.waited_for or "nothing",
         "duckdb": pending or "merged",
         "file": dg.MetadataValue.path(file),
@@ -92,7 +94,7 @@ def scores_metadata(
 
 def _usage_metadata(usage: UsageSampler) -> Metadata:
     figures = {
-        name: value
+        name: round(value)
         for name, value in asdict(usage.summary()).items()
         if value is not None and name != "sample_count"
     }

@@ -93,7 +93,7 @@ class MemoryRecords:
     def _unreadable(self, reason: str) -> MemoryRecordsError:
         return MemoryRecordsError(
             f"{self.path} cannot be read as measured memory ({reason}); "
-            "remove it, it is measured again"
+            "make it readable, or remove it: it is measured again"
         )
 
 
