@@ -9,7 +9,7 @@ DATA ?= data
 # Where this is set, every process would compile what it imports anew: 20 s for torch and EasyOCR.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-slow test-gpu bench check format dev clean constraints
+.PHONY: help install demo test test-slow test-gpu bench bench-slots check format dev clean constraints
 
 help:  ## Show what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ test-gpu: $(VENV)/.installed-dev  ## Run the tests that need an NVIDIA card; fai
 
 bench: install  ## Measure each detector's frames per second.
 	$(BIN)/python -m benchmarks.detectors
+
+bench-slots: $(VENV)/.installed-dev  ## Count workers at once on a simulated card, however they are launched (10 min).
+	$(BIN)/python -m benchmarks.launch_modes
 
 check: $(VENV)/.installed-dev  ## Check format, lint and types.
 	$(BIN)/ruff format --check .

@@ -11,17 +11,16 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 
 import dagster as dg
-import pyarrow as pa
 
 from ocr_assets import progress
 from ocr_assets.curation.sources import list_sources
-from ocr_assets.decoding import has_current_frames
 from ocr_assets.definitions import build_definitions, build_gpu_resource
 from ocr_assets.instance import (
     fail_runs_of_dead_processes,
     open_instance,
     process_tags,
 )
+from ocr_assets.pending import pending_work
 from ocr_assets.pools import OcrLimit, require_limit, set_ocr_limit
 from ocr_assets.progress import Listener
 from ocr_assets.scoring import Scorer
@@ -30,6 +29,7 @@ from ocr_assets.worker_process import Worker
 from resources.batch_runner import DeviceFailedError
 from resources.data_directory import DataDirectory
 from resources.detectors import require_weights
+from resources.gpu import NoDeviceError
 from resources.vram import VramPlan
 
 REPLAN_SECONDS = 10.0
@@ -77,6 +77,17 @@ class RunReport:
 
     failures: dict[str, str] = field(default_factory=dict)
     scored_shards: list[str] = field(default_factory=list)
+
+
+class ShardsFailedError(Exception):
+    """Some shards failed; the dataset was written without their scores.
+
+    Args:
+        failures: What went wrong, by `asset shard`.
+    """
+
+    def __init__(self, failures: Mapping[str, str]) -> None:
+        super().__init__("; ".join(f"{work}: {why}" for work, why in failures.items()))
 
 
 class InterruptedRunError(Exception):
@@ -138,27 +149,15 @@ def _plan(
     gpu = build_gpu_resource(settings)
     devices = gpu.require_plan()
     limit = require_limit(instance, devices.slot_count)
-    scorer_id = Scorer(settings.sampler, gpu.spec()).scorer_id
-    shards = _shards_by_cost(data)
-    to_score = [shard for shard in shards if not data.score_files.has_scores(shard, scorer_id)]
+    pending = pending_work(data, Scorer(settings.sampler, gpu.spec()))
     return RunPlan(
         devices=devices,
         limit=limit,
-        to_decode=[s for s in to_score if not has_current_frames(data, s, settings.sampler)],
-        to_score=to_score,
-        segment_counts=shards,
+        to_decode=pending.to_decode,
+        to_score=pending.to_score,
+        segment_counts={key: shard.segment_count for key, shard in pending.shards.items()},
         revived=revived,
     )
-
-
-def _shards_by_cost(data: DataDirectory) -> dict[str, int]:
-    """Segments by shard, costliest shard first."""
-    totals = (
-        pa.TableGroupBy(data.catalog.segments(), "shard")
-        .aggregate([("cost_megapixels", "sum"), ("video_id", "count")])
-        .sort_by([("cost_megapixels_sum", "descending"), ("shard", "ascending")])
-    )
-    return {row["shard"]: row["video_id_count"] for row in totals.to_pylist()}
 
 
 @dataclass(frozen=True)
@@ -212,14 +211,16 @@ class _Shards:
             InterruptedRunError: On Ctrl-C.
         """
         try:
-            while self._assign():
+            while self._assign() or self._is_paused():
+                if not self._busy:
+                    time.sleep(POLL_SECONDS)
                 done, _ = wait(self._busy, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
                 self._tell_progress()
                 for future in done:
                     self._finish(future)
                 self._follow_plan()
                 self._dismiss_idle()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
             self._stop()
             raise InterruptedRunError from None
         finally:
@@ -265,8 +266,16 @@ class _Shards:
         if time.monotonic() < self._next_plan:
             return
         self._next_plan = time.monotonic() + REPLAN_SECONDS
-        planned = max(1, self._gpu.plan().slot_count)
+        try:
+            planned = max(1, self._gpu.plan().slot_count)
+        except NoDeviceError:
+            # The workers that lost it say so themselves; one tries whether it is back.
+            planned = 1
         self._allowed["ocr_scores"] = set_ocr_limit(self._instance, planned).limit
+
+    def _is_paused(self) -> bool:
+        """Whether there is work, and a person who set the pool's limit to 0 meanwhile."""
+        return bool(self._waiting["ocr_scores"]) and self._allowed["ocr_scores"] == 0
 
     def _dismiss_idle(self) -> None:
         """Ends workers that have nothing to do or are too many: their slots are for others."""

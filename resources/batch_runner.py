@@ -195,7 +195,7 @@ class BatchRunner:
             failure = FrameFailure(f"{type(error).__name__}: {error}", is_out_of_memory(error))
             if not failure.is_out_of_memory and not _is_of_a_frame(error):
                 raise
-            if not failure.is_out_of_memory and _is_devices_fault(error):
+            if not failure.is_out_of_memory and is_devices_fault(error):
                 raise DeviceFailedError(failure.detail) from error
         else:
             self._on_fit(frames, frame_px)
@@ -246,6 +246,7 @@ def _is_of_a_frame(error: Exception) -> bool:
     return isinstance(error, _FRAME_ERRORS) or type(error).__module__.startswith("onnxruntime.")
 
 
-def _is_devices_fault(error: BaseException) -> bool:
+def is_devices_fault(error: BaseException) -> bool:
+    """Whether an error leaves the process without its device, whatever was computed."""
     # torch.AcceleratorError: CUDA's own errors, after which every call of the process fails.
     return type(error).__name__ == "AcceleratorError"

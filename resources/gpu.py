@@ -17,12 +17,13 @@ from typing import Literal
 import dagster as dg
 from pydantic import Field
 
-from resources.batch_runner import Peak
+from resources.batch_runner import DeviceFailedError, Peak, is_devices_fault
 from resources.data_directory import DataDirectory
 from resources.detectors import DetectorSpec, detector_spec
 from resources.leases import Lease, LeaseTimeoutError, SlotLeases, default_lock_directory
 from resources.nvml import read_devices
 from resources.ocr_worker import OcrWorker, start_worker
+from resources.out_of_memory import is_out_of_memory
 from resources.planner import DeviceBusyError, NoDeviceError, OcrPlanner, dtype_of
 from resources.vram import CPU_DEVICE, Reserve, VramPlan
 from resources.worker_memory import MemoryRecord
@@ -115,6 +116,7 @@ class GpuResource(dg.ConfigurableResource):
         Raises:
             NoDeviceError: As `require_plan`.
             CudaUnusableError: If torch cannot compute on the leased device.
+            DeviceFailedError: If the device gave up while the detector was loaded.
             WeightsError: If the detector's weights are missing or not the right ones.
         """
         key = self.model_dump_json(exclude={"keep_warm"})
@@ -157,15 +159,25 @@ class GpuResource(dg.ConfigurableResource):
         planner = self._planner(max_slots)
         lease, plan, waited_for = _lease(stack, planner, report)
         [name] = [device.name for device in plan.devices if device.uuid == lease.device_uuid]
-        return start_worker(
-            lease,
-            detector=self.detector,
-            weights=Path(self.weights) if self.weights else None,
-            device_name=name,
-            slot_mib=plan.need_mib,
-            batch_px=planner.batch_px_on(name, plan.need_mib),
-            waited_for=waited_for,
-        )
+        try:
+            return start_worker(
+                lease,
+                detector=self.detector,
+                weights=Path(self.weights) if self.weights else None,
+                device_name=name,
+                slot_mib=plan.need_mib,
+                batch_px=planner.batch_px_on(name, plan.need_mib),
+                waited_for=waited_for,
+            )
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise DeviceBusyError(
+                    f"the model of {self.detector} did not fit {lease.device_uuid} ({name}), where"
+                    f" {plan.need_mib} MiB were planned; others took them: {error}"
+                ) from error
+            if is_devices_fault(error):
+                raise DeviceFailedError(f"{lease.device_uuid} ({name}): {error}") from error
+            raise
 
     def _record(self, worker: OcrWorker, peak: Peak) -> MemoryRecord:
         spec = self.spec()
