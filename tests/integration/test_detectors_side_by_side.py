@@ -1,4 +1,4 @@
-"""PP-OCR and EasyOCR workers at once: predictors that shared a process failed at start in MinerU."""
+"""PP-OCR and EasyOCR workers at once; predictors sharing a process failed at start in MinerU."""
 
 import multiprocessing
 from collections.abc import Sequence
