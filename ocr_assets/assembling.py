@@ -94,7 +94,7 @@ def assemble_dataset(data: DataDirectory, rule: SelectionRule, scorer_id: str) -
             f"there is no catalog in {data.catalog.directory}; materialize `videos` first"
         )
     data.score_store.refresh_catalog(data.catalog)
-    data.score_store.merge(data.score_files)
+    data.score_store.merge(data.score_files, data.usage_files, data.memory_records.table())
     tables = list(data.catalog.samples())
     judge = _Judge(data, rule, scorer_id)
     verdicts = [[judge(paths) for paths in _values(table, SAMPLE_PATHS)] for table in tables]

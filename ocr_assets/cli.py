@@ -26,8 +26,9 @@ from ocr_assets.curation.selection import (
 from ocr_assets.curation.sources import SourceError
 from ocr_assets.doctor import diagnose, show
 from ocr_assets.doctor_checks import Severity, problems
-from ocr_assets.instance import DagsterHomeError
+from ocr_assets.instance import DagsterHomeError, open_instance
 from ocr_assets.pools import PausedError
+from ocr_assets.pruning import PrunePlan, PruneRefusedError, carry_out, plan_prune
 from ocr_assets.results import (
     NoResultsError,
     SampleRow,
@@ -55,6 +56,7 @@ USER_ERRORS = (
     NoDeviceError,
     NoResultsError,
     PausedError,
+    PruneRefusedError,
     RuleError,
     SamplerError,
     SchemaVersionError,
@@ -214,6 +216,43 @@ def doctor(out: Out = None, detector: Detector = None) -> None:
 
 
 @app.command()
+def prune(
+    out: Out = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Remove it. Without this, only show what would go.")
+    ] = False,
+    frames: Annotated[bool, typer.Option(help="Frames of shards that are scored.")] = True,
+    stale: Annotated[
+        bool,
+        typer.Option("--stale", help="Also shards whose videos are all gone, with their scores."),
+    ] = False,
+    sampler: Sampler = None,
+    detector: Detector = None,
+) -> None:
+    """Shows what is needed no more and how large it is; with --yes, removes it.
+
+    Frames of scored shards are decoded again when another sampler or detector wants them. Scores of
+    stale shards can be had again only if their videos come back, so they go only with --stale.
+
+    Exit code: 0 done; 2 wrong input or settings, or a run is at work here.
+    """
+    with _errors_on_one_line():
+        settings = load_settings(data_dir=out, sampler=sampler, detector=detector)
+        data = DataDirectory(settings.data_dir)
+        scorer_id = Scorer(settings.sampler, detector_spec(settings.detector)).scorer_id
+        plan = plan_prune(data, scorer_id, with_frames=frames, with_stale=stale)
+        _show_prune_plan(data, plan)
+        if plan.is_empty:
+            console.print("Nothing to remove.")
+        elif yes:
+            with open_instance(settings) as instance:
+                carry_out(data, plan, instance)
+            console.print("Removed.")
+        else:
+            console.print("Nothing was removed. The same command with --yes removes it.")
+
+
+@app.command()
 def demo(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", help="Where the demo lies.")
@@ -250,6 +289,28 @@ def _run(settings: Settings) -> RunReport:
     return report
 
 
+def _show_prune_plan(data: DataDirectory, plan: PrunePlan) -> None:
+    for file in plan.files:
+        size = f"{_mib(file.size_bytes):.2f} MiB"
+        console.print(f"{file.path.relative_to(data.path)}  {size}", soft_wrap=True)
+    for shard in plan.stale.shards:
+        console.print(f"shard {shard} in catalog, partitions and DuckDB", soft_wrap=True)
+    console.print(
+        table(
+            f"Needed no more in {data.path}",
+            ("what", "files", "MiB", "to have it back"),
+            (
+                (group.title, len(group.files), f"{_mib(group.size_bytes):.2f}", group.way_back)
+                for group in plan.groups
+            ),
+        )
+    )
+
+
+def _mib(size_bytes: int) -> float:
+    return size_bytes / 2**20
+
+
 LISTED_SAMPLES = 50
 """Longer tables are left to `ocr-assets scores` and to DuckDB."""
 
@@ -282,6 +343,7 @@ def _sample_cells(row: SampleRow) -> tuple[str, str, str, str | None]:
 def _show_places(settings: Settings) -> None:
     data = DataDirectory(settings.data_dir)
     console.print(f"Dataset   {data.dataset}", soft_wrap=True)
+    console.print(f"Report    {data.dataset / 'report.html'}", soft_wrap=True)
     console.print(f"Scores    {data.score_store.path}", soft_wrap=True)
     home = os.environ.get("DAGSTER_HOME") or settings.dagster_home.absolute()
     console.print(

@@ -3,7 +3,10 @@
 import dagster as dg
 
 from ocr_assets.assets import ALL_ASSETS
+from ocr_assets.checks import ALL_CHECKS
 from ocr_assets.executor import ocr_executor
+from ocr_assets.hands_free import hands_free_sensors
+from ocr_assets.jobs import ALL_JOBS, discovery_schedule
 from ocr_assets.sensors import ocr_pool_limit_sensor
 from ocr_assets.settings import Settings, load_settings
 from resources.data_directory import DataDirectory
@@ -26,13 +29,16 @@ def build_definitions(settings: Settings, *, keep_warm: bool = False) -> dg.Defi
             (_without_pool(asset) if keep_warm else asset).with_attributes(backfill_policy=policy)
             for asset in ALL_ASSETS
         ],
+        asset_checks=ALL_CHECKS,
         resources={
             "settings": settings,
             "data": DataDirectory(settings.data_dir),
             "gpu": gpu,
         },
         executor=ocr_executor(gpu),
-        sensors=[ocr_pool_limit_sensor(gpu)],
+        jobs=ALL_JOBS,
+        schedules=[discovery_schedule(settings)],
+        sensors=[ocr_pool_limit_sensor(gpu), *hands_free_sensors(settings, gpu)],
     )
 
 

@@ -20,6 +20,9 @@ from resources.worker_pool import die_with_parent
 PROCESS_TAG = "ocr_assets/process"
 """Run tag: `host/pid/start time/pid namespace` of the process that executes the run."""
 
+COMMAND_TAG = "ocr_assets/command"
+"""Run tag of what `ocr-assets run` executes: it sees to every pending shard by itself."""
+
 FREE_AFTER_SECONDS = 5.0
 """A finished run's claims are left alone for so long: the process of its last step may still be
 ending. As `free_slots_after_run_end_seconds` in dagster.yaml."""

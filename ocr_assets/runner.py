@@ -16,6 +16,7 @@ from ocr_assets import progress
 from ocr_assets.curation.sources import list_sources
 from ocr_assets.definitions import build_definitions, build_gpu_resource
 from ocr_assets.instance import (
+    COMMAND_TAG,
     fail_runs_of_dead_processes,
     open_instance,
     process_tags,
@@ -139,7 +140,7 @@ def _materialize(settings: Settings, instance: dg.DagsterInstance, asset: str) -
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         instance=instance,
         asset_selection=[dg.AssetKey(asset)],
-        tags=process_tags(),
+        tags={**process_tags(), COMMAND_TAG: "run"},
     )
 
 

@@ -46,7 +46,9 @@ class ScoresSummary:
         unreadable_count: Segments that had no frames, with their reason.
         box_count: Text boxes found.
         detected_frame_count: Frames that went through the detector this time.
+        read_seconds: Reading and unpacking frames.
         detect_seconds: In the detector.
+        store_seconds: Writing the score file.
         total_seconds: In all.
         out_of_memory_count: How often a batch did not fit the device's memory.
         batch_sizes: How often each number of frames went through the detector together.
@@ -58,7 +60,9 @@ class ScoresSummary:
     unreadable_count: int = 0
     box_count: int = 0
     detected_frame_count: int = 0
+    read_seconds: float = 0.0
     detect_seconds: float = 0.0
+    store_seconds: float = 0.0
     total_seconds: float = 0.0
     out_of_memory_count: int = 0
     batch_sizes: Counter[int] = field(default_factory=Counter)
@@ -157,9 +161,11 @@ def score_shard(
         for frame_row in row["frames"]:
             summary.count(frame_row)
     _require_a_score(shard, rows, summary)
+    stored = time.perf_counter()
     data.score_files.write(
         shard, scorer.scorer_id, pa.Table.from_pylist(rows, schema=SCORES_SCHEMA)
     )
+    summary.store_seconds = time.perf_counter() - stored
     statistics = batches.take_statistics()
     summary.batch_sizes = statistics.batch_sizes
     summary.detect_seconds = statistics.detect_seconds
@@ -193,17 +199,21 @@ def _detect_frames(
         for frame in data.frames.read(shard)
         if (frame.video_id, frame.segment_index) in wanted
     )
+    read = time.perf_counter()
     for batch in batches_of_equal_size(
         frames,
         batch_px=batches.batch_px,
         buffer_px=BUFFER_BATCHES * batches.batch_px,
         input_px=batches.input_px,
     ):
-        found = batches.detect(np.stack([frame.pixels() for frame in batch]))
+        pixels = np.stack([frame.pixels() for frame in batch])
+        summary.read_seconds += time.perf_counter() - read
+        found = batches.detect(pixels)
         for frame, answer in zip(batch, found, strict=True):
             rows[frame.video_id, frame.segment_index].append(_frame_row(frame, answer))
         summary.detected_frame_count += len(batch)
         on_progress(summary.detected_frame_count, sum(wanted.values()))
+        read = time.perf_counter()
     return rows
 
 

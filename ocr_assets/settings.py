@@ -114,6 +114,15 @@ class Settings(BaseSettings):
         description="A backfill's runs take so many shards each, and run side by side. Unset: one"
         " run takes them all, which `dagster asset materialize --partition-range` insists on.",
     )
+    automation: bool = Field(
+        default=False,
+        description="Whether the schedule and the sensors of a running daemon are on from the"
+        " start; else each is started with one click in the UI.",
+    )
+    schedule_cron: str = Field(
+        default="0 * * * *",
+        description="When the schedule looks for new videos, as a cron expression.",
+    )
     batch_megapixels: float = Field(
         default=1.0,
         gt=0.0,
@@ -158,6 +167,25 @@ class Settings(BaseSettings):
         default=UnscoredPolicy.DROP,
         description="What happens to samples that cannot be judged: drop, keep, or fail.",
     )
+    max_missing_share: float = Field(
+        default=0.05,
+        ge=0.0,
+        le=1.0,
+        description="A check fails when more of the files that were there are missing.",
+    )
+    max_unscored_share: float = Field(
+        default=0.05,
+        ge=0.0,
+        le=1.0,
+        description="A check fails when more of the dataset's videos have no score.",
+    )
+    max_distribution_shift: float = Field(
+        default=0.2,
+        ge=0.0,
+        le=1.0,
+        description="A check fails when the metric of newly scored videos is farther from that of"
+        " the earlier ones, as Kolmogorov-Smirnov distance, and by more than chance.",
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -187,6 +215,15 @@ class Settings(BaseSettings):
     def _one_or_many(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(json.loads(value)) if value.lstrip().startswith("[") else (value,)
+        return value
+
+    @field_validator("schedule_cron")
+    @classmethod
+    def _valid_cron(cls, value: str) -> str:
+        from dagster._utils.schedules import is_valid_cron_string
+
+        if not is_valid_cron_string(value):
+            raise ValueError("is no cron expression of five fields, such as '0 2 * * *'")
         return value
 
     @field_validator("sampler")

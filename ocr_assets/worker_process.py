@@ -99,7 +99,7 @@ _state: dict[str, Settings] = {}
 
 def _materialize(asset: str, shard: str) -> None:
     from ocr_assets.definitions import build_definitions
-    from ocr_assets.instance import open_instance, process_tags
+    from ocr_assets.instance import COMMAND_TAG, open_instance, process_tags
 
     settings = _state["settings"]
     job = build_definitions(settings, keep_warm=True).resolve_implicit_global_asset_job_def()
@@ -109,5 +109,5 @@ def _materialize(asset: str, shard: str) -> None:
             instance=instance,
             partition_key=shard,
             asset_selection=[dg.AssetKey(asset)],
-            tags=process_tags(),
+            tags={**process_tags(), COMMAND_TAG: "run"},
         )

@@ -6,7 +6,8 @@ from pydantic import Field
 from ocr_assets.assembling import assemble_dataset
 from ocr_assets.assets.ocr_scores import ocr_scores
 from ocr_assets.curation.selection import Metric, SelectionRule, SeveralVideos, UnscoredPolicy
-from ocr_assets.metadata import dataset_metadata
+from ocr_assets.metadata import OWNERS, dataset_metadata, report_metadata
+from ocr_assets.reporting import gather_report, write_page
 from ocr_assets.scoring import Scorer
 from ocr_assets.settings import Settings
 from resources.data_directory import DataDirectory
@@ -28,7 +29,13 @@ class FilterConfig(dg.Config):
         return SelectionRule(**(vars(settings.rule) | changes))
 
 
-@dg.asset(deps=[ocr_scores], group_name="curation", kinds={"parquet", "duckdb"}, code_version="1")
+@dg.asset(
+    deps=[ocr_scores],
+    group_name="curation",
+    kinds={"parquet", "duckdb"},
+    code_version="1",
+    owners=OWNERS,
+)
 def filtered_dataset(
     config: FilterConfig,
     settings: dg.ResourceParam[Settings],
@@ -40,4 +47,11 @@ def filtered_dataset(
     scorer = Scorer(settings.sampler, gpu.spec())
     rule = config.rule(settings)
     summary = assemble_dataset(data, rule, scorer.scorer_id)
-    return dg.MaterializeResult(metadata=dataset_metadata(summary, str(rule), scorer.scorer_id))
+    report = gather_report(data, rule, scorer.scorer_id)
+    page = write_page(data, report)
+    return dg.MaterializeResult(
+        metadata={
+            **dataset_metadata(summary, str(rule), scorer.scorer_id),
+            **report_metadata(report, page),
+        }
+    )

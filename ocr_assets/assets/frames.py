@@ -8,12 +8,13 @@ from ocr_assets.assets.shards import materialize_shards
 from ocr_assets.assets.videos import videos
 from ocr_assets.decoding import decode_shard
 from ocr_assets.instance import die_with_run
-from ocr_assets.metadata import Metadata, frames_metadata
+from ocr_assets.metadata import OWNERS, Metadata, column_schema, frames_metadata
 from ocr_assets.partitions import SHARDS
 from ocr_assets.pools import DECODE_POOL
 from ocr_assets.progress import reporter
 from ocr_assets.settings import Settings
 from resources.data_directory import DataDirectory
+from resources.frame_store import FRAMES_SCHEMA
 from resources.worker_pool import worker_pool
 
 
@@ -23,6 +24,8 @@ from resources.worker_pool import worker_pool
     group_name="curation",
     kinds={"python", "parquet"},
     code_version="1",
+    owners=OWNERS,
+    metadata=column_schema(FRAMES_SCHEMA),
     pool=DECODE_POOL,
 )
 def frames(

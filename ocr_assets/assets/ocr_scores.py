@@ -9,7 +9,7 @@ from ocr_assets.assets.frames import frames
 from ocr_assets.assets.retries import backing_off, has_retries
 from ocr_assets.assets.shards import UnfinishedShardError, materialize_shards
 from ocr_assets.instance import die_with_run
-from ocr_assets.metadata import Metadata, scores_metadata
+from ocr_assets.metadata import OWNERS, Metadata, column_schema, scores_metadata
 from ocr_assets.partitions import SHARDS
 from ocr_assets.pools import OCR_POOL, follow_plan, read_ocr_limit
 from ocr_assets.progress import reporter
@@ -17,6 +17,7 @@ from ocr_assets.scoring import score_shard
 from ocr_assets.settings import Settings
 from resources.data_directory import DataDirectory
 from resources.gpu import GpuResource, OcrWorker
+from resources.score_files import SCORES_SCHEMA
 from resources.score_store import StoreBusyError
 from resources.usage_files import usage_table
 from resources.usage_sampler import UsageSampler
@@ -28,6 +29,8 @@ from resources.usage_sampler import UsageSampler
     group_name="curation",
     kinds={"python", "easyocr", "duckdb"},
     code_version="1",
+    owners=OWNERS,
+    metadata=column_schema(SCORES_SCHEMA),
     pool=OCR_POOL,
 )
 def ocr_scores(

@@ -4,11 +4,12 @@ import dagster as dg
 from pydantic import Field
 
 from ocr_assets.discovering import run_discovery
-from ocr_assets.metadata import discovery_metadata
+from ocr_assets.metadata import OWNERS, column_schema, discovery_metadata
 from ocr_assets.partitions import add_missing_shards
 from ocr_assets.pools import follow_plan, read_ocr_limit
 from ocr_assets.progress import reporter
 from ocr_assets.settings import Settings
+from resources.catalog_store import VIDEOS_SCHEMA
 from resources.data_directory import DataDirectory
 from resources.gpu import GpuResource
 from resources.score_store import StoreBusyError
@@ -22,7 +23,18 @@ class VideosConfig(dg.Config):
     )
 
 
-@dg.asset(group_name="curation", kinds={"python", "parquet"}, code_version="1")
+SHARDS_VERSION = dg.DataVersion("shards are never dealt again")
+"""What a shard gets from `videos` never changes: a new video makes a new shard. So no discovery
+makes the frames and scores of older shards stale, which Dagster would else say of all of them."""
+
+
+@dg.asset(
+    group_name="curation",
+    kinds={"python", "parquet"},
+    code_version="1",
+    owners=OWNERS,
+    metadata=column_schema(VIDEOS_SCHEMA),
+)
 def videos(
     context: dg.AssetExecutionContext,
     config: VideosConfig,
@@ -46,4 +58,6 @@ def videos(
         data.score_store.refresh_catalog(data.catalog)
     except StoreBusyError as error:
         context.log.warning("DuckDB will show this discovery later: %s", error)
-    return dg.MaterializeResult(metadata=discovery_metadata(summary, data.catalog.directory))
+    return dg.MaterializeResult(
+        metadata=discovery_metadata(summary, data.catalog.directory), data_version=SHARDS_VERSION
+    )

@@ -140,14 +140,16 @@ def test_rejects_a_damaged_file_and_says_what_to_do(store: MemoryRecords, spoil:
     store.add([RECORD])
     store.path.write_bytes(spoil(store.path.read_bytes()))
     for call in (store.rows, store.table, lambda: store.add([RECORD])):
-        with pytest.raises(MemoryRecordsError, match="remove it, it is measured again") as error:
+        with pytest.raises(MemoryRecordsError, match="or remove it: it is measured again") as error:
             call()
         assert str(store.path) in str(error.value)
 
 
 def test_rejects_a_file_with_other_columns(store: MemoryRecords):
     write_table(store.path, pa.table({"peak_mib": [1]}))
-    with pytest.raises(MemoryRecordsError, match=r"\(its columns are peak_mib\); remove it"):
+    with pytest.raises(
+        MemoryRecordsError, match=r"\(its columns are peak_mib\); make it readable, or remove it"
+    ):
         store.rows()
 
 
