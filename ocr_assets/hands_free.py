@@ -121,7 +121,9 @@ def _next(
             {key: shard.cost_megapixels for key, shard in pending.shards.items()},
             wanted=wanted,
             run_count=RUNS_PER_SLOT * limit - own_count,
-            shard_count_per_run=shards_per_run(_seconds_per_shard(context.instance)),
+            shard_count_per_run=shards_per_run(
+                _seconds_per_shard(context.instance), wanted_count=len(wanted), slot_count=limit
+            ),
         )
         taken = {key for key in pending.shards for run in runs if run.first <= key <= run.last}
         return dg.SensorResult(

@@ -5,6 +5,7 @@ of one run by the first and the last of them.
 """
 
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -66,12 +67,22 @@ class Asked:
         return Asked(stamp, self.shards & set(pending) if stamp == self.stamp else frozenset())
 
 
-def shards_per_run(seconds_per_shard: Sequence[float]) -> int:
-    """How many shards a run should take, by the median of what they took lately."""
+def shards_per_run(
+    seconds_per_shard: Sequence[float], *, wanted_count: int, slot_count: int
+) -> int:
+    """How many shards a run should take, by the median of what they took lately.
+
+    Args:
+        seconds_per_shard: Of the last shards scored; none is fine.
+        wanted_count: Shards that wait; fewer per run where slots would else go idle.
+        slot_count: Runs that may be at work at once, at least 1.
+    """
     if not seconds_per_shard:
         return FIRST_RUN_SHARDS
     median = sorted(seconds_per_shard)[len(seconds_per_shard) // 2]
-    return max(1, min(MAX_RUN_SHARDS, int(TARGET_RUN_SECONDS // max(median, 1e-3))))
+    fair_count = math.ceil(wanted_count / slot_count)
+    in_time_count = int(TARGET_RUN_SECONDS // max(median, 1e-3))
+    return max(1, min(MAX_RUN_SHARDS, in_time_count, fair_count))
 
 
 def next_runs(

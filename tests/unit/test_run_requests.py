@@ -55,15 +55,24 @@ def test_with_room_for_all_every_wanted_shard_is_in_one_run_and_no_other_in_any(
     )
 
 
+def per_run(seconds: list[float], *, wanted_count: int = 1000, slot_count: int = 2) -> int:
+    return shards_per_run(seconds, wanted_count=wanted_count, slot_count=slot_count)
+
+
 def test_a_run_takes_as_many_shards_as_fill_its_time():
-    assert shards_per_run([TARGET_RUN_SECONDS / 4] * 3) == 4
-    assert shards_per_run([10 * TARGET_RUN_SECONDS]) == 1
-    assert shards_per_run([0.0]) == MAX_RUN_SHARDS
-    assert shards_per_run([]) == FIRST_RUN_SHARDS
+    assert per_run([TARGET_RUN_SECONDS / 4] * 3) == 4
+    assert per_run([10 * TARGET_RUN_SECONDS]) == 1
+    assert per_run([0.0]) == MAX_RUN_SHARDS
+    assert per_run([]) == FIRST_RUN_SHARDS
 
 
 def test_one_slow_shard_does_not_decide():
-    assert shards_per_run([10.0, 10.0, 10_000.0]) == MAX_RUN_SHARDS
+    assert per_run([10.0, 10.0, 10_000.0]) == MAX_RUN_SHARDS
+
+
+def test_no_slot_goes_idle_because_one_run_took_all():
+    assert per_run([1.0], wanted_count=6, slot_count=2) == 3
+    assert per_run([1.0], wanted_count=1, slot_count=2) == 1
 
 
 def test_what_was_asked_for_survives_a_restart():
