@@ -9,7 +9,7 @@ DATA ?= data
 # Where this is set, every process would compile what it imports anew: 20 s for torch and EasyOCR.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-slow test-gpu bench bench-slots check format dev clean constraints
+.PHONY: help install demo test test-slow test-gpu test-e2e screenshots bench bench-slots bench-shards check format dev clean constraints
 
 help:  ## Show what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -28,11 +28,20 @@ test-slow: $(VENV)/.installed-dev  ## Run the tests that take minutes.
 test-gpu: $(VENV)/.installed-dev  ## Run the tests that need an NVIDIA card; fails without one.
 	REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu
 
+test-e2e: $(VENV)/.installed-browser  ## Test the UI and the report in a real browser; installs what that needs.
+	REQUIRE_BROWSER=1 $(BIN)/python -m pytest -m browser tests/e2e
+
+screenshots: $(VENV)/.installed-browser  ## Write the pictures that the README shows to docs/images.
+	SCREENSHOTS=docs/images REQUIRE_BROWSER=1 $(BIN)/python -m pytest -m browser tests/e2e
+
 bench: install  ## Measure each detector's frames per second.
 	$(BIN)/python -m benchmarks.detectors
 
 bench-slots: $(VENV)/.installed-dev  ## Count workers at once on a simulated card, however they are launched (10 min).
 	$(BIN)/python -m benchmarks.launch_modes
+
+bench-shards: install  ## Measure what a daemon costs while 1,000 shards wait (4 min).
+	$(BIN)/python -m benchmarks.many_shards
 
 check: $(VENV)/.installed-dev  ## Check format, lint and types.
 	$(BIN)/ruff format --check .
@@ -71,4 +80,12 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing the tools for tests and checks."
 	@$(PIP_INSTALL) -e '.[weights,dev]'
+	@touch $@
+
+# A browser that the system has goes before Playwright's own.
+$(VENV)/.installed-browser: $(VENV)/.installed-dev
+	@echo "Installing what the browser tests need."
+	@$(PIP_INSTALL) -e '.[weights,dev,browser]'
+	@command -v chromium || command -v chromium-browser || command -v google-chrome \
+	  || $(BIN)/python -m playwright install chromium
 	@touch $@
