@@ -20,6 +20,7 @@ from ocr_assets.curation.manifest import ManifestError
 from ocr_assets.curation.sources import SourceError, list_sources, video_paths
 from ocr_assets.instance import COMMAND_TAG
 from ocr_assets.jobs import CURATE, assemble, discover, score_shards
+from ocr_assets.partitions import SHARDS
 from ocr_assets.pending import PendingWork, pending_work
 from ocr_assets.pools import read_ocr_limit
 from ocr_assets.run_requests import (
@@ -113,6 +114,13 @@ def _next(
             skip_reason="`ocr-assets run` sees to all shards", cursor=context.cursor
         )
     busy = {key for run in at_work for key in _shards_of(run, pending.shards)}
+    keys = set(context.instance.get_dynamic_partitions(str(SHARDS.name)))
+    if not keys.issuperset(pending.to_score):
+        # Discovery writes the catalog first; or the catalog was made on another instance.
+        return dg.SensorResult(
+            skip_reason="some shards are no partitions yet; if that stays so, run `discover`",
+            cursor=asked.to_json(),
+        )
     wanted = set(pending.to_score) - busy - asked.shards
     if wanted:
         limit = read_ocr_limit(context.instance).limit or 1

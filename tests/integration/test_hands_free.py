@@ -54,6 +54,7 @@ class Corpus:
             segments=pa.Table.from_pylist(segments, schema=SEGMENTS_SCHEMA),
             samples=[],
         )
+        self.instance.add_dynamic_partitions("shards", keys)
         return keys
 
     def score(self, *keys: str) -> None:
@@ -150,6 +151,14 @@ def test_shards_that_others_work_on_are_left_to_them(corpus: Corpus):
     by_hand = dg.RunRequest(job_name="__ASSET_JOB", tags={"dagster/partition": "s000002"})
     corpus.at_work([by_hand])
     assert ranges(corpus.requests()) == [("s000001", "s000001")]
+
+
+def test_shards_that_are_no_partitions_yet_are_waited_for(corpus: Corpus):
+    corpus.discover([1.0, 2.0])
+    corpus.instance.delete_dynamic_partition("shards", "s000002")
+    assert corpus.requests() == []
+    corpus.instance.add_dynamic_partitions("shards", ["s000002"])
+    assert len(corpus.requests()) == 2
 
 
 def test_while_a_command_sees_to_all_shards_nothing_is_requested(corpus: Corpus):
