@@ -92,9 +92,8 @@ def hands_free_sensors(settings: Settings, gpu: GpuResource) -> list[dg.SensorDe
             )
         if context.cursor == f"{seen}/discovered":
             return dg.SkipReason("the sources are as they were")
-        return dg.SensorResult(
-            cursor=f"{seen}/discovered", run_requests=[dg.RunRequest(run_key=seen)]
-        )
+        # No run key: Dagster would request nothing when the sources are as they once were.
+        return dg.SensorResult(cursor=f"{seen}/discovered", run_requests=[dg.RunRequest()])
 
     return [new_shards, changed_sources]
 

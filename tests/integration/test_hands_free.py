@@ -209,13 +209,24 @@ def test_a_changed_source_is_discovered_once_it_stays_as_it_is(corpus: Corpus):
     source = Path(corpus.settings.source[0])
     encode_video(source / "a.mp4", frame_count=4)
     assert corpus.requests("changed_sources") == []
-    [request] = corpus.requests("changed_sources")
-    assert request.run_key
+    assert len(corpus.requests("changed_sources")) == 1
     assert corpus.requests("changed_sources") == []
     encode_video(source / "b.mp4", frame_count=5)
     assert corpus.requests("changed_sources") == []
-    [again] = corpus.requests("changed_sources")
-    assert again.run_key != request.run_key
+    assert len(corpus.requests("changed_sources")) == 1
+
+
+def test_a_source_that_is_as_it_once_was_is_discovered_again(corpus: Corpus):
+    source = Path(corpus.settings.source[0])
+    encode_video(source / "a.mp4", frame_count=4)
+    requests = [corpus.requests("changed_sources") for _ in range(2)]
+    encode_video(source / "b.mp4", frame_count=5)
+    requests += [corpus.requests("changed_sources") for _ in range(2)]
+    (source / "b.mp4").unlink()
+    requests += [corpus.requests("changed_sources") for _ in range(2)]
+    assert [len(requested) for requested in requests] == [0, 1] * 3
+    # Dagster launches a run key once and never again.
+    assert all(request.run_key is None for requested in requests for request in requested)
 
 
 def test_a_source_that_is_not_there_is_told_and_asked_for_again(corpus: Corpus):
