@@ -119,6 +119,8 @@ def _usage_metadata(usage: UsageSampler) -> Metadata:
         for name, value in asdict(usage.summary()).items()
         if value is not None and name != "sample_count"
     }
+    # So that a gap in the picture is not taken for an idle device.
+    figures["failed_usage_samples"] = usage.failure_count
     if not usage.samples:
         return figures
     picture = png_markdown(usage_plot(usage.samples), "Memory and utilisation over time")
